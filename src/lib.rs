@@ -29,17 +29,8 @@
 //! | [`trace`] | the event schema and its exporters |
 
 pub mod arch;
-pub mod backend;
-pub mod board;
 pub mod bus;
-pub mod cli;
-pub mod cpu;
-pub mod device;
-pub mod firmware;
 pub mod hv;
 pub mod irq;
-pub mod loader;
 pub mod mem;
 pub mod trace;
-pub mod vm;
-pub mod worker;

@@ -42,8 +42,10 @@ impl SavedState {
     /// # Errors
     /// When the bytes are not such a state.
     pub fn to<T: serde::de::DeserializeOwned>(&self, device: &str) -> Result<T, RestoreError> {
-        postcard::from_bytes(&self.0)
-            .map_err(|error| RestoreError { device: device.to_owned(), reason: error.to_string() })
+        postcard::from_bytes(&self.0).map_err(|error| RestoreError {
+            device: device.to_owned(),
+            reason: error.to_string(),
+        })
     }
 }
 

@@ -58,8 +58,16 @@ pub struct ExitCounts {
 impl Bus {
     /// A bus over the two finished address maps. `sink` receives every exit, timed from now.
     pub fn new(io: AddressMap, mmio: AddressMap, sink: Option<Arc<dyn Sink>>) -> Bus {
-        let tracer = sink.map(|sink| Tracer { sink, start: Instant::now() });
-        Bus { io, mmio, counters: Counters::default(), tracer }
+        let tracer = sink.map(|sink| Tracer {
+            sink,
+            start: Instant::now(),
+        });
+        Bus {
+            io,
+            mmio,
+            counters: Counters::default(),
+            tracer,
+        }
     }
 
     /// Whether exits are being traced, and so whether [`Origin::rip`] is worth finding out.
@@ -72,9 +80,11 @@ impl Bus {
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
         let found = self.map(space).find(address, data.len());
         // The register is looked up first: reading may change which register the address means.
-        let register = self.tracer.as_ref().and(found.as_ref()).and_then(|(device, offset)| {
-            device.register(*offset, Direction::Read)
-        });
+        let register = self
+            .tracer
+            .as_ref()
+            .and(found.as_ref())
+            .and_then(|(device, offset)| device.register(*offset, Direction::Read));
         match &found {
             Some((device, offset)) => device.read(*offset, data),
             None => {
@@ -123,7 +133,12 @@ impl Bus {
 
     /// The counters as they stand.
     pub fn exit_counts(&self) -> ExitCounts {
-        let Counters { reads, writes, others, unclaimed } = &self.counters;
+        let Counters {
+            reads,
+            writes,
+            others,
+            unclaimed,
+        } = &self.counters;
         ExitCounts {
             reads: reads.load(Ordering::Relaxed),
             writes: writes.load(Ordering::Relaxed),
@@ -148,7 +163,11 @@ impl Bus {
 
     fn trace<'a>(&self, origin: Origin, kind: impl FnOnce() -> Kind<'a>) {
         if let Some(tracer) = &self.tracer {
-            tracer.sink.emit(&Event { at: tracer.start.elapsed(), origin, kind: kind() });
+            tracer.sink.emit(&Event {
+                at: tracer.start.elapsed(),
+                origin,
+                kind: kind(),
+            });
         }
     }
 }

@@ -81,20 +81,36 @@ pub trait Sink: Send + Sync {
 
 /// The value of an access as one number; accesses are at most 8 bytes wide.
 fn value(data: &[u8]) -> u64 {
-    data.iter().take(8).rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    data.iter()
+        .take(8)
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 impl fmt::Display for Event<'_> {
     /// The line format of `--trace`, for example
     /// `0.001873 vcpu0 rip=0x100236 io out 0x3f9 ← 0x05 COM1.IER{RDA,RLS}`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:06} vcpu{}", self.at.as_secs(), self.at.subsec_micros(), self.origin.vcpu)?;
+        write!(
+            f,
+            "{}.{:06} vcpu{}",
+            self.at.as_secs(),
+            self.at.subsec_micros(),
+            self.origin.vcpu
+        )?;
         if let Some(rip) = self.origin.rip {
             write!(f, " rip={rip:#x}")?;
         }
         match self.kind {
             Kind::Other { name } => write!(f, " {name}"),
-            Kind::Access { space, direction, address, data, device, register } => {
+            Kind::Access {
+                space,
+                direction,
+                address,
+                data,
+                device,
+                register,
+            } => {
                 let (verb, arrow) = match (space, direction) {
                     (Space::Io, Direction::Read) => ("io in", '→'),
                     (Space::Io, Direction::Write) => ("io out", '←'),
@@ -122,12 +138,25 @@ mod tests {
 
     const IER: Register = Register {
         name: "IER",
-        fields: &[Field { mask: 0x01, name: "RDA" }, Field { mask: 0x04, name: "RLS" }],
+        fields: &[
+            Field {
+                mask: 0x01,
+                name: "RDA",
+            },
+            Field {
+                mask: 0x04,
+                name: "RLS",
+            },
+        ],
     };
 
     fn line(kind: Kind<'_>, rip: Option<u64>) -> String {
-        Event { at: Duration::from_micros(1_000_873), origin: Origin { vcpu: 3, rip }, kind }
-            .to_string()
+        Event {
+            at: Duration::from_micros(1_000_873),
+            origin: Origin { vcpu: 3, rip },
+            kind,
+        }
+        .to_string()
     }
 
     #[test]
@@ -156,11 +185,17 @@ mod tests {
             device: None,
             register: None,
         };
-        assert_eq!(line(kind, None), "1.000873 vcpu3 mmio read 0xd0000000 → 0x74726976 no device");
+        assert_eq!(
+            line(kind, None),
+            "1.000873 vcpu3 mmio read 0xd0000000 → 0x74726976 no device"
+        );
     }
 
     #[test]
     fn an_exit_that_is_no_access_is_its_name() {
-        assert_eq!(line(Kind::Other { name: "hlt" }, None), "1.000873 vcpu3 hlt");
+        assert_eq!(
+            line(Kind::Other { name: "hlt" }, None),
+            "1.000873 vcpu3 hlt"
+        );
     }
 }

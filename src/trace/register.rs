@@ -28,7 +28,10 @@ impl Register {
 
     /// Displays as the name with the fields that are not zero in `value`: `LSR{THRE,TEMT}`.
     pub fn with_value(&self, value: u64) -> impl fmt::Display + '_ {
-        WithValue { register: self, value }
+        WithValue {
+            register: self,
+            value,
+        }
     }
 }
 
@@ -41,15 +44,28 @@ impl fmt::Display for WithValue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.register.name)?;
         let mut separator = '{';
-        for field in self.register.fields.iter().filter(|field| self.value & field.mask != 0) {
+        for field in self
+            .register
+            .fields
+            .iter()
+            .filter(|field| self.value & field.mask != 0)
+        {
             write!(f, "{separator}{}", field.name)?;
             // A one-bit field is its name; a wider one also has a value.
             if field.mask.count_ones() > 1 {
-                write!(f, "={:#x}", (self.value & field.mask) >> field.mask.trailing_zeros())?;
+                write!(
+                    f,
+                    "={:#x}",
+                    (self.value & field.mask) >> field.mask.trailing_zeros()
+                )?;
             }
             separator = ',';
         }
-        if separator == ',' { f.write_str("}") } else { Ok(()) }
+        if separator == ',' {
+            f.write_str("}")
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -59,7 +75,16 @@ mod tests {
 
     const LCR: Register = Register {
         name: "LCR",
-        fields: &[Field { mask: 0x03, name: "WLS" }, Field { mask: 0x80, name: "DLAB" }],
+        fields: &[
+            Field {
+                mask: 0x03,
+                name: "WLS",
+            },
+            Field {
+                mask: 0x80,
+                name: "DLAB",
+            },
+        ],
     };
 
     #[test]

@@ -24,7 +24,12 @@ impl TextFile {
     /// Whatever `open(2)` says.
     pub fn create(path: &Path) -> io::Result<TextFile> {
         let file = BufWriter::with_capacity(64 << 10, File::create(path)?);
-        Ok(TextFile { writer: Mutex::new(State { file, failed: false }) })
+        Ok(TextFile {
+            writer: Mutex::new(State {
+                file,
+                failed: false,
+            }),
+        })
     }
 
     fn with_writer(&self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) {

@@ -1,0 +1,3 @@
+//! x86-64: where things lie in memory, and how a CPU looks at the moment a kernel is entered.
+
+pub mod layout;

@@ -1,0 +1,75 @@
+//! Guest RAM: host memory that the guest sees as its physical memory.
+//!
+//! RAM is anonymous private memory of this process, reserved but not committed: the host gives a page
+//! the first time the guest touches it (EPT/NPT violation, then an ordinary page fault of ours), so a
+//! 4 GiB guest that touches 50 MiB costs 50 MiB. Regions start on 2 MiB boundaries in the host's address
+//! space too, so that the host can back them with huge pages.
+
+mod region;
+
+pub use region::RamRegion;
+pub use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
+
+use vm_memory::GuestRegionCollection;
+
+/// All RAM of one guest. Clones share the memory.
+pub type GuestRam = GuestRegionCollection<RamRegion>;
+
+/// Why guest RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot reserve {mib} MiB of memory for the guest: {source}; ask for less with --mem")]
+    Map { mib: u64, source: std::io::Error },
+    #[error("the guest's memory ranges overlap")]
+    Overlap,
+}
+
+/// Reserves host memory for each range: guest physical address and length in bytes, ascending.
+///
+/// # Errors
+/// When the host has not enough address space, or ranges overlap.
+pub fn allocate(ranges: &[(GuestAddress, u64)]) -> Result<GuestRam, Error> {
+    let regions: Result<Vec<RamRegion>, Error> = ranges
+        .iter()
+        .map(|&(start, len)| {
+            RamRegion::new(start, len).map_err(|source| Error::Map {
+                mib: len >> 20,
+                source,
+            })
+        })
+        .collect();
+    GuestRam::from_regions(regions?).map_err(|_| Error::Overlap)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_reads_back_what_was_written_and_ends_where_it_ends() {
+        let ram =
+            allocate(&[(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 2 << 20)]).unwrap();
+        ram.write_obj(0x1234_5678_u32, GuestAddress((1 << 32) + 16))
+            .unwrap();
+        assert_eq!(
+            ram.read_obj::<u32>(GuestAddress((1 << 32) + 16)).unwrap(),
+            0x1234_5678
+        );
+        assert!(ram.write_obj(1_u8, GuestAddress(4 << 20)).is_err());
+        assert!(
+            ram.write_slice(&[0; 16], GuestAddress((4 << 20) - 8))
+                .is_err()
+        );
+        for region in ram.iter() {
+            assert_eq!(region.host_address() % (2 << 20), 0);
+        }
+    }
+
+    #[test]
+    fn memory_that_the_host_cannot_address_is_an_error() {
+        assert!(matches!(
+            allocate(&[(GuestAddress(0), 1 << 52)]),
+            Err(Error::Map { .. })
+        ));
+    }
+}

@@ -1,0 +1,117 @@
+//! One range of guest RAM and the host mapping behind it.
+
+use std::io;
+use std::ptr::NonNull;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use vm_memory::bitmap::BS;
+use vm_memory::{
+    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
+    MemoryRegionAddress, VolatileSlice,
+};
+
+/// Bytes in a huge page of the second paging level (SDM Vol. 3A 4.5).
+const HUGE_PAGE: usize = 2 << 20;
+
+/// A range of guest RAM. Unmapped when dropped.
+#[derive(Debug)]
+pub struct RamRegion {
+    start: GuestAddress,
+    host: NonNull<u8>,
+    len: usize,
+    /// The whole mapping, which is longer because `host` is aligned.
+    mapping: (NonNull<u8>, usize),
+}
+
+// SAFETY: the region owns its mapping, and all access to the bytes goes through volatile or atomic
+// operations of vm-memory, which allow the guest and other threads to change them at any time.
+unsafe impl Send for RamRegion {}
+// SAFETY: as above.
+unsafe impl Sync for RamRegion {}
+
+impl RamRegion {
+    /// Reserves `len` bytes of host memory for the guest's `start`.
+    ///
+    /// # Errors
+    /// What `mmap(2)` says; `InvalidInput` when the range leaves the address space.
+    pub fn new(start: GuestAddress, len: u64) -> io::Result<RamRegion> {
+        let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+        let len = usize::try_from(len)
+            .ok()
+            .filter(|len| *len > 0)
+            .ok_or_else(invalid)?;
+        start.0.checked_add(len as u64).ok_or_else(invalid)?;
+        let mapped = len.checked_add(HUGE_PAGE).ok_or_else(invalid)?;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing of ours.
+        let base = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                mapped,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )?
+        };
+        let base = NonNull::new(base.cast::<u8>()).ok_or_else(invalid)?;
+        let skip = base.as_ptr().align_offset(HUGE_PAGE);
+        // SAFETY: `skip` is less than HUGE_PAGE, by which the mapping is longer than `len`.
+        let host = unsafe { base.add(skip) };
+        Ok(RamRegion {
+            start,
+            host,
+            len,
+            mapping: (base, mapped),
+        })
+    }
+
+    /// Where the region starts in this process, a multiple of 2 MiB.
+    pub fn host_address(&self) -> u64 {
+        self.host.as_ptr() as u64
+    }
+}
+
+impl Drop for RamRegion {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone, and nobody can hold a slice of it beyond our lifetime.
+        let _ = unsafe { munmap(self.mapping.0.as_ptr().cast(), self.mapping.1) };
+    }
+}
+
+impl GuestMemoryRegion for RamRegion {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.len as GuestUsize
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.start
+    }
+
+    fn bitmap(&self) -> BS<'_, ()> {}
+
+    fn get_host_address(&self, address: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
+        let offset = self
+            .check_address(address)
+            .ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        Ok(self.host.as_ptr().wrapping_add(offset.0 as usize))
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> Result<VolatileSlice<'_, BS<'_, ()>>, GuestMemoryError> {
+        let start =
+            usize::try_from(offset.0).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+        let end = start
+            .checked_add(count)
+            .ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        if end > self.len {
+            return Err(GuestMemoryError::InvalidBackendAddress);
+        }
+        // SAFETY: the bytes from `start` to `end` lie inside the mapping, which lives as long as `self`.
+        Ok(unsafe { VolatileSlice::new(self.host.as_ptr().add(start), count) })
+    }
+}
+
+impl GuestMemoryRegionBytes for RamRegion {}
