@@ -30,6 +30,7 @@
 
 pub mod arch;
 pub mod bus;
+pub mod cpu;
 pub mod hv;
 pub mod irq;
 pub mod mem;
