@@ -11,6 +11,7 @@
 //! `kernel_main` takes 26 instructions. This matters where each instruction is interpreted.
 
 use core::arch::global_asm;
+use core::sync::atomic::AtomicU64;
 
 /// What the loader tells the kernel: `struct hvm_start_info` of the PVH boot ABI, version 1.
 #[repr(C)]
@@ -128,6 +129,22 @@ start64:
     call rust_start
     ud2
 
+    # Where the lesson smp.rs sends the other processors, with flat 32-bit segments.
+    .code32
+    .global ap_start32
+ap_start32:
+    enter_long_mode ap_start64
+    .code64
+ap_start64:
+    mov eax, 0x18
+    mov ds, eax
+    mov es, eax
+    mov ss, eax
+    mov rsp, [AP_STACK]
+    cld
+    call [AP_ENTRY]
+    ud2
+
     # The segments, numbered as in Linux. In long mode base and limit are ignored; what counts is the type,
     # the privilege level (DPL) and, for code, the L bit (SDM Vol. 3A 3.4.5, 5.2.1).
     .section .data
@@ -155,6 +172,14 @@ gdt_pointer:
 stack_top:
 "#
 );
+
+/// Where the next processor finds the end of its stack; a multiple of 16.
+#[unsafe(no_mangle)]
+pub static AP_STACK: AtomicU64 = AtomicU64::new(0);
+
+/// The address of the function in which it begins: `extern "C" fn() -> !`.
+#[unsafe(no_mangle)]
+pub static AP_ENTRY: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "Rust" {
     /// The lesson. `#[unsafe(no_mangle)]` gives the function in `src/bin/` this name.

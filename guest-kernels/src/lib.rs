@@ -21,15 +21,15 @@
 #![no_std]
 
 pub mod acpi;
-// pub mod apic;
+pub mod apic;
 pub mod boot;
 pub mod exit;
-// pub mod interrupts;
+pub mod interrupts;
 pub mod mem;
 pub mod paging;
 pub mod port;
 pub mod uart;
-// pub mod user;
+pub mod user;
 
 // Makes Cargo link again after a change of the linker script.
 const _: &[u8] = include_bytes!("../kernel.ld");

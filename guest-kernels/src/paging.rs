@@ -10,7 +10,7 @@
 
 use core::arch::asm;
 
-/// Bits of an entry (SDM Vol. 3A Table 4-15 to 4-18).
+/// Bits of an entry (SDM Vol. 3A 4.5.4).
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
