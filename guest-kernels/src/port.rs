@@ -2,7 +2,7 @@
 //!
 //! To a guest these are instructions; to a hypervisor each one is an exit (SDM Vol. 3C 26.1.3 and the exit
 //! qualification in Table 28-5; AMD APM Vol. 2 15.10.2). KVM hands it on as `KVM_EXIT_IO` with port, size, direction
-//! and data. Nearly all one sees of a guest in `sarang run --trace` are these.
+//! and data. Nearly all that `sarang run --trace` shows of these guests are such exits.
 
 use core::arch::asm;
 

@@ -12,8 +12,11 @@ use crate::interrupts::{self, set_gate};
 use crate::paging;
 use core::arch::{asm, global_asm};
 
-/// The software interrupt that ends user mode.
+/// The software interrupt that ends user mode. Linux had its system calls there before there was `syscall`.
 const BACK: u8 = 0x80;
+/// A KVM without hardware below it cannot execute `int n` for user mode, and answers with this exception: #UD. So
+/// that one leads to the same place.
+const INVALID_OPCODE: u8 = 6;
 
 /// The task-state segment with a map of all 65536 ports behind it. A zero bit lets user mode use that port.
 #[repr(C, packed)]
@@ -66,6 +69,7 @@ pub fn enable() {
     let gate =
         unsafe { core::mem::transmute::<unsafe extern "C" fn(), extern "C" fn()>(user_gate) };
     set_gate(BACK, gate, interrupts::USER);
+    set_gate(INVALID_OPCODE, gate, interrupts::KERNEL);
     paging::identity_map_for_user(0, paging::LARGE_PAGE);
     paging::flush();
 }

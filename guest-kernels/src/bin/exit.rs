@@ -1,4 +1,4 @@
-//! Lesson 7: an exit status.
+//! Lesson 2: an exit status.
 //!
 //! A machine can be switched off, but it cannot return 42. Boards for tests have a port for this: the byte written to
 //! it becomes the status of the VMM process. QEMU calls it `isa-debug-exit` (and makes it `value << 1 | 1`).
@@ -7,7 +7,7 @@
 //!
 //! Manuals: SDM Vol. 1 19.4 (`out`); none for the device, which no real machine has.
 //!
-//! Run: `sarang run -k exit.elf`; `echo $?` says 42.
+//! Run: `sarang run -k target/release/exit`; `echo $?` says 42.
 #![no_std]
 #![no_main]
 

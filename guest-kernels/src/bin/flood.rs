@@ -9,7 +9,7 @@
 //!
 //! Manuals: PC16550D datasheet §8.3 (LSR, bit 5).
 //!
-//! Run: `sarang run -k flood.elf | less`, or with `--timeout 5s`.
+//! Run: `sarang run -k target/release/flood | less`, or with `--timeout 5s`.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Lesson 2: switching a machine off.
+//! Lesson 3: switching a machine off.
 //!
 //! A PC has no "off" instruction. ACPI's table FADT names a register; writing sleep type S5 and the enable bit to it
 //! cuts the power. This board has no older power management (the FADT says "hardware-reduced"), so it is the sleep
@@ -9,7 +9,7 @@
 //!
 //! Manuals: ACPI 6.5 §4.8.3.7 (SLEEP_CONTROL_REG), §5.2.9 (FADT), §7.4.2.6 (S5); Table 5.1 (address spaces).
 //!
-//! Run: `sarang run -k poweroff.elf`; `echo $?` says 0.
+//! Run: `sarang run -k target/release/poweroff`; `echo $?` says 0.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Lesson 6: telling the host "I have crashed".
+//! Lesson 7: telling the host "I have crashed".
 //!
 //! A kernel that panics usually spins or reboots; from outside both look like a machine that is busy. pvpanic is the
 //! smallest paravirtual device there is: one byte. Reading it gives the events that the host wants to hear of,
@@ -9,7 +9,7 @@
 //! Manuals: QEMU's "PVPANIC device" specification (bit 0: panicked; bit 1: panicked, and a crash kernel takes over).
 //! ACPI names the port in the DSDT, as device `QEMU0001`; without an AML interpreter one has to know it.
 //!
-//! Run: `sarang run -k pvpanic.elf`; `echo $?` says 80.
+//! Run: `sarang run -k target/release/pvpanic`; `echo $?` says 80.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Lesson 4: the reset line of the keyboard controller.
+//! Lesson 5: the reset line of the keyboard controller.
 //!
 //! In the PC AT one output pin of the keyboard controller was wired to the processor's RESET, as the 80286 had no
 //! other way back to real mode. Forty years later a kernel still tries it when ACPI names no reset register, and it is
@@ -8,7 +8,7 @@
 //!
 //! Manuals: IBM PC AT Technical Reference, "Keyboard Controller", command F0–FF.
 //!
-//! Run: `sarang run -k reset-i8042.elf`.
+//! Run: `sarang run -k target/release/reset-i8042`.
 #![no_std]
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Lesson 3: resetting a machine.
+//! Lesson 4: resetting a machine.
 //!
 //! The FADT names a register and a value that reset the board, as it does for switching it off. What a reset means is
 //! the VMM's choice: start the vCPU over at the reset vector, load the kernel again, or end the run. sarang ends it,
@@ -8,7 +8,7 @@
 //!
 //! Manuals: ACPI 6.5 §4.8.3.6 (RESET_REG), Table 5.9 (where the FADT has it and RESET_VALUE).
 //!
-//! Run: `sarang run -k reset.elf`.
+//! Run: `sarang run -k target/release/reset`.
 #![no_std]
 #![no_main]
 

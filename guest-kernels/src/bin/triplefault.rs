@@ -1,4 +1,4 @@
-//! Lesson 5: a fault on the way to a fault handler on the way to a fault handler.
+//! Lesson 6: a fault on the way to a fault handler on the way to a fault handler.
 //!
 //! An instruction faults; the processor looks for the gate in the IDT. If that faults as well, it is a double fault
 //! (vector 8); if that cannot be delivered either, the processor shuts down. On a PC this resets the machine, and
@@ -9,7 +9,7 @@
 //!
 //! Manuals: SDM Vol. 3A 6.15 (interrupt 8, "Double Fault Exception"), Vol. 3C 26.2 (triple fault as an exit reason).
 //!
-//! Run: `sarang run -k triplefault.elf`; `echo $?` says 81.
+//! Run: `sarang run -k target/release/triplefault`; `echo $?` says 81.
 #![no_std]
 #![no_main]
 
