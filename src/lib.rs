@@ -35,3 +35,7 @@ pub mod hv;
 pub mod irq;
 pub mod mem;
 pub mod trace;
+pub mod device;
+pub mod firmware;
+pub mod guest;
+pub mod loader;

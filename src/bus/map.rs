@@ -73,3 +73,67 @@ impl AddressMap {
             .map(|entry| (entry.start, entry.last, &entry.device))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::{Action, RestoreError, SavedState};
+
+    struct Named(&'static str);
+
+    impl Device for Named {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        fn read(&self, _offset: u64, data: &mut [u8]) {
+            data.fill(0);
+        }
+
+        fn write(&self, _offset: u64, _data: &[u8]) -> Action {
+            Action::Continue
+        }
+
+        fn save(&self) -> SavedState {
+            SavedState::of(&())
+        }
+
+        fn restore(&self, _state: &SavedState) -> Result<(), RestoreError> {
+            Ok(())
+        }
+    }
+
+    fn map() -> AddressMap {
+        let mut map = AddressMap::new();
+        for (start, len, name) in [(0x3f8, 8, "COM1"), (0x60, 1, "I8042"), (u64::MAX, 1, "TOP")] {
+            map.insert(start, len, Arc::new(Named(name))).unwrap();
+        }
+        map
+    }
+
+    #[test]
+    fn an_access_finds_its_owner_only_when_it_lies_wholly_inside() {
+        let map = map();
+        let found = |address, len| {
+            map.find(address, len)
+                .map(|(device, at)| (device.name().to_owned(), at))
+        };
+        assert_eq!(found(0x3f8, 1), Some(("COM1".to_owned(), 0)));
+        assert_eq!(found(0x3ff, 1), Some(("COM1".to_owned(), 7)));
+        assert_eq!(found(0x3ff, 2), None);
+        assert_eq!(found(0x3f7, 1), None);
+        assert_eq!(found(u64::MAX, 1), Some(("TOP".to_owned(), 0)));
+        assert_eq!(found(u64::MAX, 8), None);
+        assert_eq!(found(0x60, 0), None);
+    }
+
+    #[test]
+    fn two_devices_cannot_have_the_same_address() {
+        let mut map = map();
+        let overlap = map.insert(0x3f0, 9, Arc::new(Named("FDC"))).unwrap_err();
+        assert_eq!(overlap.to_string(), "FDC at 0x3f0 overlaps COM1");
+        assert!(map.insert(0x3f0, 8, Arc::new(Named("FDC"))).is_ok());
+        let order: Vec<u64> = map.iter().map(|(start, _, _)| start).collect();
+        assert_eq!(order, [0x60, 0x3f0, 0x3f8, u64::MAX]);
+    }
+}

@@ -12,6 +12,8 @@ pub use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
 use vm_memory::GuestRegionCollection;
 
+use crate::hv::{self, MemorySlot};
+
 /// All RAM of one guest. Clones share the memory.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
 
@@ -39,6 +41,25 @@ pub fn allocate(ranges: &[(GuestAddress, u64)]) -> Result<GuestRam, Error> {
         })
         .collect();
     GuestRam::from_regions(regions?).map_err(|_| Error::Overlap)
+}
+
+/// Gives `ram` to `vm`. The memory must outlive the machine's vCPUs: whoever owns both drops `ram` last.
+///
+/// # Errors
+/// When the hypervisor refuses a range.
+pub fn attach(ram: &GuestRam, vm: &dyn hv::Vm) -> hv::Result<()> {
+    for (index, region) in (0..).zip(ram.iter()) {
+        let slot = MemorySlot {
+            index,
+            guest: region.start_addr().0,
+            host: region.host_address(),
+            len: region.len(),
+        };
+        // SAFETY: the range is a live mapping of `ram`, which is reached only through vm-memory's volatile
+        // accesses; a vCPU that outlived it would fault in the kernel (KVM_RUN fails), not here.
+        unsafe { vm.add_memory(slot)? };
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,0 +1,134 @@
+//! The interactive terminal: raw while the guest runs, as it was before whatever happens.
+//!
+//! A terminal's line discipline (termios(3)) echoes, edits lines and turns Ctrl-C into a signal. A
+//! guest has a line discipline of its own, so ours must pass every byte on: *raw mode*. The mode
+//! belongs to the terminal, not to the process, and outlives it; a process that dies without putting
+//! it back leaves the user with a shell that does not echo. So it is put back when the guard is
+//! dropped, by a panic hook, and by handlers of the signals that end a process.
+//!
+//! Output processing (`OPOST`) stays on, so that our own messages keep their line breaks.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+
+/// The modes to put back; null when there is nothing to do. Whoever swaps the pointer out puts them
+/// back, so it happens once. The memory behind it is never freed: a signal handler may be reading it.
+static SAVED: AtomicPtr<libc::termios> = AtomicPtr::new(ptr::null_mut());
+static TERMINAL: AtomicI32 = AtomicI32::new(-1);
+
+/// Faults, whatever handled them before (Rust's own handler only prints a message on overflow of the stack).
+const FAULTS: [libc::c_int; 5] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGABRT,
+    libc::SIGILL,
+    libc::SIGFPE,
+];
+/// Requests to end, handled here only where nobody else does.
+const REQUESTS: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+/// Keeps the terminal raw until dropped.
+#[derive(Debug)]
+pub struct RawTerminal(());
+
+impl RawTerminal {
+    /// Makes the terminal `fd` raw. One terminal at a time; `fd` must stay open until
+    /// [`restore_terminal`].
+    ///
+    /// # Errors
+    /// When `fd` is no terminal, or its modes cannot be changed.
+    pub fn enter(fd: BorrowedFd<'static>) -> io::Result<RawTerminal> {
+        let raw_fd = fd.as_raw_fd();
+        // SAFETY: `termios` is plain old data, for which all zeroes is a value.
+        let mut modes: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: `modes` is writable and of the type that tcgetattr fills.
+        if unsafe { libc::tcgetattr(raw_fd, &raw mut modes) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        static INSTALL: Once = Once::new();
+        INSTALL.call_once(install_hooks);
+        TERMINAL.store(raw_fd, Ordering::Release);
+        SAVED.store(Box::into_raw(Box::new(modes)), Ordering::Release);
+        let guard = RawTerminal(());
+        // SAFETY: `modes` is a valid termios that tcgetattr filled.
+        unsafe { libc::cfmakeraw(&raw mut modes) };
+        modes.c_oflag |= libc::OPOST;
+        // SAFETY: `modes` is a valid termios.
+        if unsafe { libc::tcsetattr(raw_fd, libc::TCSANOW, &raw const modes) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(guard)
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore_terminal();
+    }
+}
+
+/// Puts the terminal's modes back, if they are not back yet. Async-signal-safe: callable from a
+/// signal handler, and right before `_exit`.
+pub fn restore_terminal() {
+    let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
+    if saved.is_null() {
+        return;
+    }
+    // SAFETY: `saved` came from Box::into_raw and is never freed, so it is readable for ever. The
+    // signal sets are plain old data on this stack. All four functions are async-signal-safe
+    // (signal-safety(7); pthread_sigmask is on Linux).
+    unsafe {
+        // In a background process, tcsetattr would stop us with SIGTTOU.
+        let (mut block, mut before): (libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigemptyset(&raw mut block);
+        libc::sigaddset(&raw mut block, libc::SIGTTOU);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const block, &raw mut before);
+        libc::tcsetattr(TERMINAL.load(Ordering::Acquire), libc::TCSANOW, saved);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
+    }
+}
+
+extern "C" fn restore_and_die(signal: libc::c_int) {
+    restore_terminal();
+    // SA_RESETHAND has put the default action back, and SA_NODEFER leaves the signal unblocked.
+    // SAFETY: raise is async-signal-safe.
+    unsafe { libc::raise(signal) };
+}
+
+fn install_hooks() {
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        restore_terminal();
+        previous(info);
+    }));
+    for signal in FAULTS {
+        handle(signal);
+    }
+    for signal in REQUESTS {
+        // SAFETY: `sigaction` is plain old data; a null new action only asks for the present one.
+        let is_default = unsafe {
+            let mut present: libc::sigaction = std::mem::zeroed();
+            libc::sigaction(signal, ptr::null(), &raw mut present) == 0
+                && present.sa_sigaction == libc::SIG_DFL
+        };
+        if is_default {
+            handle(signal);
+        }
+    }
+}
+
+fn handle(signal: libc::c_int) {
+    // SAFETY: `sigaction` is plain old data, and all zeroes an empty mask. The handler is a function
+    // with the signature that a handler without SA_SIGINFO has, and calls only async-signal-safe
+    // functions. SA_ONSTACK lets it run after an overflow of the stack.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = restore_and_die as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_ONSTACK;
+        libc::sigaction(signal, &raw const action, ptr::null_mut());
+    }
+}

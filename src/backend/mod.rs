@@ -1,0 +1,18 @@
+//! The host's side of a device.
+//!
+//! A device model speaks registers to the guest; a backend speaks system calls to the host. They
+//! meet in a queue: [`ByteQueue`] for the serial port and the [`console`] behind it. The device's
+//! half runs on vCPU threads and never waits; the backend's half runs on the event loop.
+
+mod byte_queue;
+pub mod console;
+
+pub use byte_queue::{ByteQueue, INPUT_CAPACITY, OUTPUT_CAPACITY};
+
+/// The serial port, as its backend sees it. Called on the event loop's thread.
+pub trait SerialEnd: Send + Sync {
+    /// The input queue has got bytes.
+    fn input_arrived(&self);
+    /// The output queue was full and has room again.
+    fn output_drained(&self);
+}

@@ -1,0 +1,141 @@
+//! The machine: which device sits at which address, on which interrupt.
+//!
+//! It is a small PC without the parts that only history asks for. KVM brings the processors' local APICs,
+//! the IOAPIC, the 8259 PICs and the 8254 timer. Around them stand the devices of [`ADDRESS_MAP`]. There is
+//! no PCI bus, no firmware and no keyboard; an operating system learns what exists from ACPI tables in the
+//! hardware-reduced form (ACPI 6.5 §4.1), where power is controlled by a few registers of our own.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::arch::x86_64::layout;
+use crate::backend::byte_queue::ByteQueue;
+use crate::bus::{AddressMap, Device, Overlap};
+use crate::device::exit_port::ExitPort;
+use crate::device::i8042::I8042;
+use crate::device::pm::PowerManagement;
+use crate::device::pvpanic::PvPanic;
+use crate::device::rtc::Rtc;
+use crate::device::uart::Uart;
+use crate::firmware;
+use crate::hv;
+use crate::irq::{Irq, IrqfdLine};
+
+/// COM1 and its interrupt, where a PC has had them since 1981.
+pub const COM1: u16 = 0x3f8;
+pub const COM1_IRQ: Irq = Irq(4);
+/// Keyboard controller: data and command port.
+pub const I8042_DATA: u16 = 0x60;
+pub const I8042_COMMAND: u16 = 0x64;
+/// Real-time clock: index and data port.
+pub const RTC: u16 = 0x70;
+/// Debug exit port.
+pub const EXIT: u16 = 0xf4;
+/// pvpanic, where QEMU has it.
+pub const PVPANIC: u16 = 0x505;
+/// Sleep control, sleep status, reset and event registers.
+pub const PM: u16 = 0x600;
+/// The interrupt by which power events are announced.
+pub const PM_IRQ: Irq = Irq(5);
+
+/// One line of the address map.
+pub struct Place {
+    pub name: &'static str,
+    pub ports: Range<u16>,
+    pub irq: Option<Irq>,
+}
+
+const fn place(name: &'static str, start: u16, len: u16, irq: Option<Irq>) -> Place {
+    Place { name, ports: start..start + len, irq }
+}
+
+/// All I/O ports that sarang answers itself. KVM answers those of the PICs (0x20, 0xa0, 0x4d0) and of the timer
+/// (0x40, 0x61).
+pub const ADDRESS_MAP: &[Place] = &[
+    place("I8042", I8042_DATA, 1, None),
+    place("I8042", I8042_COMMAND, 1, None),
+    place("RTC", RTC, 2, None),
+    place("EXIT", EXIT, 1, None),
+    place("COM1", COM1, 8, Some(COM1_IRQ)),
+    place("PVPANIC", PVPANIC, 1, None),
+    place("PM", PM, 16, Some(PM_IRQ)),
+];
+
+/// The devices of one machine, and the map by which the bus finds them.
+pub struct Board {
+    pub io: AddressMap,
+    pub mmio: AddressMap,
+    pub com1: Arc<Uart>,
+    pub power: Arc<PowerManagement>,
+    rtc: Arc<Rtc>,
+    pvpanic: Arc<PvPanic>,
+}
+
+/// Why a machine cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Hypervisor(#[from] hv::Error),
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    #[error("cannot describe the machine to the guest: {0}")]
+    Firmware(#[from] firmware::Error),
+}
+
+impl Board {
+    /// Puts the devices of a machine in their places, with COM1 connected to two byte queues.
+    ///
+    /// # Errors
+    /// When the hypervisor gives no interrupt line.
+    pub fn new(
+        vm: &dyn hv::Vm,
+        output: Arc<ByteQueue>,
+        input: Arc<ByteQueue>,
+    ) -> Result<Board, Error> {
+        let line = |irq| IrqfdLine::new(vm, irq).map(Arc::new);
+        let com1 = Arc::new(Uart::new("COM1", line(COM1_IRQ)?, output, input));
+        let power = Arc::new(PowerManagement::new(line(PM_IRQ)?));
+        let rtc = Arc::new(Rtc::new(Arc::new(host_clock)));
+        let pvpanic = Arc::new(PvPanic::new());
+        let i8042 = Arc::new(I8042::new());
+        let mut io = AddressMap::new();
+        let owner = |name: &str| -> Arc<dyn Device> {
+            match name {
+                "COM1" => Arc::clone(&com1) as Arc<dyn Device>,
+                "PM" => Arc::clone(&power) as Arc<dyn Device>,
+                "RTC" => Arc::clone(&rtc) as Arc<dyn Device>,
+                "PVPANIC" => Arc::clone(&pvpanic) as Arc<dyn Device>,
+                "I8042" => Arc::clone(&i8042) as Arc<dyn Device>,
+                _ => Arc::new(ExitPort::new()),
+            }
+        };
+        for place in ADDRESS_MAP {
+            io.insert(place.ports.start.into(), place.ports.len() as u64, owner(place.name))?;
+        }
+        Ok(Board { io, mmio: AddressMap::new(), com1, power, rtc, pvpanic })
+    }
+
+    /// The ACPI tables for `cpus` processors, as they lie at [`layout::ACPI_TABLES`].
+    ///
+    /// # Errors
+    /// When the tables do not fit there.
+    pub fn acpi_tables(&self, cpus: u32) -> Result<Vec<u8>, Error> {
+        let description = firmware::Description {
+            cpus,
+            devices: &[&*self.com1, &*self.rtc, &*self.power, &*self.pvpanic],
+            sleep_control: PM,
+            sleep_status: PM + 1,
+            reset: PM + 2,
+            reset_value: 1,
+            io_apic: layout::IOAPIC as u32,
+            local_apic: layout::LOCAL_APIC as u32,
+        };
+        Ok(firmware::tables(layout::ACPI_TABLES.start, &description)?)
+    }
+}
+
+/// Time since 1970, UTC.
+fn host_clock() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}

@@ -1,0 +1,168 @@
+//! `sarang run`: boots a guest and stays with it to its end.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::kernels::{Found, Places};
+use super::{Result, quantity, say};
+use crate::backend::console::{Console, ConsoleKind};
+use crate::hv::kvm::Kvm;
+use crate::trace::{Sink, TextFile};
+use crate::vm::{Machine, Report, Spec};
+
+/// The guest's console goes to COM1, and a panic ends the run rather than hang it.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+
+/// Boot a guest and stay with it until it ends
+#[derive(Args)]
+#[command(after_help = "\
+Without --kernel, the first of these is booted: $SARANG_KERNEL, ./vmlinux, ./bzImage,
+./arch/x86/boot/bzImage, sarang's cache, /boot/vmlinuz-$(uname -r), the newest /boot/vmlinuz*.
+
+On a terminal: Ctrl-a x quits, Ctrl-a Ctrl-a sends one Ctrl-a, Ctrl-a h lists the keys.
+SIGTERM and SIGINT press the power button; a second one, or 5 seconds, end the guest.
+
+Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
+124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port.
+
+Examples:
+  sarang run -k vmlinuz -i initrd.img -c 2 -m 1G
+  sarang run -k bzImage -p 'root=/dev/ram0 quiet' --timeout 30s --json
+  sarang run -k hello.elf --trace exits.txt")]
+pub(super) struct Arguments {
+    /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
+    #[arg(short, long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk; several are concatenated
+    #[arg(short, long, value_name = "FILE")]
+    initrd: Vec<PathBuf>,
+    /// Number of vCPUs, 1 to 64
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = quantity::cpus)]
+    cpus: u32,
+    /// Guest memory
+    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = quantity::ram)]
+    mem: u64,
+    /// Words to add to the kernel command line, after sarang's own
+    #[arg(short = 'p', long, value_name = "WORDS", allow_hyphen_values = true)]
+    append: Vec<String>,
+    /// Name of the machine
+    #[arg(long, value_name = "NAME", default_value = "sarang")]
+    name: String,
+    /// End the run with code 124 after this long: 500ms, 30s, 5m, 1h
+    #[arg(long, value_name = "TIME", value_parser = quantity::time)]
+    timeout: Option<Duration>,
+    /// Where the serial console goes: off, stdio, pty or file=PATH
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = ConsoleKind::from_str)]
+    console: ConsoleKind,
+    /// Write one line for every exit of the guest to userspace
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print the outcome as one line of JSON on standard output when the run has ended
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb. The result is the exit code.
+pub(super) fn main(arguments: Arguments) -> Result<u8> {
+    let found = match &arguments.kernel {
+        Some(kernel) => Found { kernel: kernel.clone(), initrd: None },
+        None => Places::of_host().find()?,
+    };
+    let mut initrds = arguments.initrd.clone();
+    if initrds.is_empty() {
+        initrds.extend(found.initrd);
+    }
+    say(&format!("# {}", resolved(&arguments, &found.kernel, &initrds)));
+    let hypervisor = Kvm::open(&super::kvm_path())?;
+    let trace = match &arguments.trace {
+        Some(path) => Some(Arc::new(TextFile::create(path).map_err(|error| {
+            format!("cannot write the trace to {}: {error}", path.display())
+        })?) as Arc<dyn Sink>),
+        None => None,
+    };
+    let mut command_line = COMMAND_LINE.to_owned();
+    for words in &arguments.append {
+        command_line.push(' ');
+        command_line.push_str(words);
+    }
+    let spec = Spec {
+        name: arguments.name,
+        cpus: arguments.cpus,
+        ram_bytes: arguments.mem,
+        kernel: crate::vm::Image::read(&found.kernel)?,
+        initrds: initrds
+            .iter()
+            .map(|path| crate::vm::Image::read(path))
+            .collect::<std::result::Result<_, _>>()?,
+        command_line,
+        timeout: arguments.timeout,
+        trace,
+    };
+    let console = Console::open(&arguments.console)?;
+    if let Some(path) = console.pty_path() {
+        say(&format!("# console: {}", path.display()));
+    }
+    let mut machine = Machine::new(&hypervisor, spec, console)?;
+    machine.stop_on_signals()?;
+    let report = machine.run()?;
+    finish(&report, arguments.json)
+}
+
+/// The command line with everything that was left open filled in.
+fn resolved(arguments: &Arguments, kernel: &std::path::Path, initrds: &[PathBuf]) -> String {
+    let mut words = vec!["sarang".to_owned(), "run".to_owned()];
+    let mut flag = |flag: &str, value: &str| {
+        words.push(flag.to_owned());
+        words.push(quoted(value));
+    };
+    flag("-k", &kernel.to_string_lossy());
+    for initrd in initrds {
+        flag("-i", &initrd.to_string_lossy());
+    }
+    flag("-c", &arguments.cpus.to_string());
+    flag("-m", &quantity::show_ram(arguments.mem));
+    for append in &arguments.append {
+        flag("-p", append);
+    }
+    words.join(" ")
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+fn finish(report: &Report, json: bool) -> Result<u8> {
+    let code = report.outcome.exit_code();
+    if json {
+        let line = serde_json::to_string(report)?;
+        // The reader may have gone; the exit code still tells the outcome.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    } else if code != 0 && !matches!(report.outcome, crate::vm::Outcome::Exited { .. }) {
+        say(&format!("sarang: {}", report.outcome));
+    }
+    Ok(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_as_a_shell_needs_them() {
+        assert_eq!(quoted("vmlinuz-6.1"), "vmlinuz-6.1");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,427 @@
+//! The library's front door: a [`Spec`] in, a running [`Machine`], a typed [`Outcome`] out.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use sarang::backend::console::{Console, ConsoleKind};
+//! use sarang::hv::kvm::Kvm;
+//! use sarang::vm::{Image, Machine, Spec};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let host = Kvm::open(Path::new("/dev/kvm"))?;
+//! let spec = Spec::new(Image::read(Path::new("hello.elf"))?);
+//! let report = Machine::new(&host, spec, Console::open(&ConsoleKind::Stdio)?)?.run()?;
+//! println!("{}", report.outcome);
+//! # Ok(())
+//! # }
+//! ```
+
+mod crash;
+mod outcome;
+mod panic_watch;
+
+pub use outcome::{Outcome, StoppedBy};
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::arch::x86_64::cpuid::{self, Topology};
+use crate::arch::x86_64::{layout, msr, paging, registers};
+use crate::backend::console::{self, Console, Key};
+use crate::board::{self, Board};
+use crate::bus::{Action, Bus, ExitCounts};
+use crate::cpu::{OnEnd, VcpuEnd, VcpuThreads};
+use crate::hv::{self, Hypervisor, Registers, Vcpu};
+use crate::loader::{self, Entry};
+use crate::mem::{self, Bytes, GuestAddress, GuestRam};
+use crate::trace::Sink;
+use crate::worker::signals::Signals;
+use crate::worker::{self, EventLoop};
+use panic_watch::PanicWatch;
+
+/// How long a guest has between the power button and the hard stop.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// A kernel or initrd: its bytes, and the name by which messages call it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub name: String,
+    pub bytes: Vec<u8>,
+}
+
+impl Image {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// One sentence that names the file and what is wrong with it.
+    pub fn read(path: &Path) -> Result<Image, Error> {
+        let bytes = loader::read_image(path)?;
+        Ok(Image { name: path.display().to_string(), bytes })
+    }
+}
+
+/// What machine to make, and what to boot on it.
+pub struct Spec {
+    pub name: String,
+    /// vCPUs, 1 to 64.
+    pub cpus: u32,
+    /// RAM in bytes, a multiple of 2 MiB.
+    pub ram_bytes: u64,
+    pub kernel: Image,
+    /// Concatenated in this order.
+    pub initrds: Vec<Image>,
+    pub command_line: String,
+    /// Ends the run with [`Outcome::TimedOut`].
+    pub timeout: Option<Duration>,
+    /// Receives every exit.
+    pub trace: Option<Arc<dyn Sink>>,
+}
+
+impl Spec {
+    /// A machine with one vCPU and 128 MiB that boots `kernel`.
+    pub fn new(kernel: Image) -> Spec {
+        Spec {
+            name: "sarang".to_owned(),
+            cpus: 1,
+            ram_bytes: 128 << 20,
+            kernel,
+            initrds: Vec::new(),
+            command_line: String::new(),
+            timeout: None,
+            trace: None,
+        }
+    }
+}
+
+/// Why sarang, not the guest, failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Hypervisor(#[from] hv::Error),
+    #[error(transparent)]
+    Loader(#[from] loader::Error),
+    #[error(transparent)]
+    Memory(#[from] mem::Error),
+    #[error(transparent)]
+    Board(#[from] board::Error),
+    #[error(transparent)]
+    Console(#[from] console::Error),
+    #[error("the event loop failed: {0}")]
+    Worker(#[from] io::Error),
+    #[error("guest memory is too small for what must lie in its first megabyte")]
+    NoLowMemory,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Report {
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    pub exit_code: u8,
+    pub name: String,
+    /// Time from the first vCPU's start to the end.
+    pub wall_ms: u64,
+    pub exits: ExitCounts,
+}
+
+/// What other threads ask of a machine.
+enum Message {
+    VcpuEnded(u32, VcpuEnd),
+    PowerButton,
+    Stop(StoppedBy),
+    Pause,
+    Resume,
+    TimeoutPassed,
+}
+
+/// Reaches a machine from other threads.
+#[derive(Clone)]
+pub struct MachineHandle {
+    messages: Arc<Mutex<VecDeque<Message>>>,
+    worker: worker::Handle,
+}
+
+impl MachineHandle {
+    /// Presses the power button. What follows is up to the guest.
+    pub fn power_button(&self) {
+        self.send(Message::PowerButton);
+    }
+
+    /// Ends the run with [`Outcome::Stopped`], whatever the guest is doing.
+    pub fn stop(&self, by: StoppedBy) {
+        self.send(Message::Stop(by));
+    }
+
+    /// Stops all vCPUs between two instructions.
+    pub fn pause(&self) {
+        self.send(Message::Pause);
+    }
+
+    /// Lets a paused machine run on.
+    pub fn resume(&self) {
+        self.send(Message::Resume);
+    }
+
+    fn send(&self, message: Message) {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        // The event loop returns, and the machine's thread sees to its messages.
+        self.worker.stop();
+    }
+
+    fn next(&self) -> Option<Message> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+/// A machine that is ready to run: RAM filled, vCPUs at the kernel's entry.
+pub struct Machine {
+    // Fixed configuration.
+    name: String,
+    timeout: Option<Duration>,
+    // The order of what follows is the order of destruction: vCPUs end before RAM is unmapped.
+    vcpus: Vec<Box<dyn Vcpu>>,
+    _vm: Arc<dyn hv::Vm>,
+    ram: GuestRam,
+    bus: Arc<Bus>,
+    board: Board,
+    console: Console,
+    worker: EventLoop,
+    handle: MachineHandle,
+    panic_watch: Arc<Mutex<PanicWatch>>,
+}
+
+impl Machine {
+    /// Makes a machine on `hypervisor` and loads what it boots.
+    ///
+    /// # Errors
+    /// One sentence on the image, the memory, the console or the hypervisor.
+    pub fn new(
+        hypervisor: &dyn Hypervisor,
+        spec: Spec,
+        mut console: Console,
+    ) -> Result<Machine, Error> {
+        let vm = hypervisor.create_vm()?;
+        let ranges: Vec<(GuestAddress, u64)> = layout::ram_ranges(spec.ram_bytes)
+            .into_iter()
+            .map(|(start, len)| (GuestAddress(start), len))
+            .collect();
+        let ram = mem::allocate(&ranges)?;
+        mem::attach(&ram, &*vm)?;
+        let board = Board::new(&*vm, console.output(), console.input())?;
+        let entry = fill(&ram, &spec, &board)?;
+        let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
+        let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
+
+        let mut worker = EventLoop::new()?;
+        let handle = MachineHandle { messages: Arc::default(), worker: worker.handle() };
+        let panic_watch = Arc::new(Mutex::new(PanicWatch::default()));
+        let (watch, keys) = (Arc::clone(&panic_watch), handle.clone());
+        console.attach(
+            &mut worker,
+            board.com1.clone(),
+            Box::new(move |bytes| watch.lock().unwrap_or_else(PoisonError::into_inner).see(bytes)),
+            Box::new(move |key| {
+                if key == Key::Quit {
+                    keys.stop(StoppedBy::Interrupt);
+                }
+            }),
+        )?;
+        Ok(Machine {
+            name: spec.name,
+            timeout: spec.timeout,
+            vcpus,
+            _vm: vm,
+            ram,
+            bus,
+            board,
+            console,
+            worker,
+            handle,
+            panic_watch,
+        })
+    }
+
+    /// A handle for other threads and signal handlers.
+    pub fn handle(&self) -> MachineHandle {
+        self.handle.clone()
+    }
+
+    /// Makes SIGTERM and SIGINT press the power button; a second one, or [`GRACE`], stops the guest hard. To be
+    /// called before other threads are started, as these inherit which signals are blocked.
+    ///
+    /// # Errors
+    /// When the host gives no signalfd.
+    pub fn stop_on_signals(&mut self) -> Result<(), Error> {
+        let mut signals = Signals::block(&[libc::SIGTERM, libc::SIGINT])?;
+        let handle = self.handle();
+        let mut pressed = false;
+        self.worker.add(
+            signals.fd()?,
+            worker::Interest::READ,
+            Box::new(move |worker, _| {
+                while let Some(signal) = signals.next() {
+                    let by = match signal {
+                        libc::SIGINT => StoppedBy::Interrupt,
+                        _ => StoppedBy::Terminate,
+                    };
+                    if std::mem::replace(&mut pressed, true) {
+                        handle.stop(by);
+                    } else {
+                        handle.power_button();
+                        let handle = handle.clone();
+                        worker.after(GRACE, Box::new(move |_| handle.stop(by)));
+                    }
+                }
+            }),
+        )?;
+        Ok(())
+    }
+
+    /// Runs the machine to its end on this thread, which becomes the devices' event loop.
+    ///
+    /// # Errors
+    /// When KVM or the host fails; whatever the guest does is an [`Outcome`].
+    pub fn run(mut self) -> Result<Report, Error> {
+        let start = Instant::now();
+        if let Some(timeout) = self.timeout {
+            let handle = self.handle();
+            self.worker.after(timeout, Box::new(move |_| handle.send(Message::TimeoutPassed)));
+        }
+        let handle = self.handle();
+        let on_end: OnEnd =
+            Arc::new(move |vcpu, end| handle.send(Message::VcpuEnded(vcpu, end)));
+        let mut threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &self.bus, &on_end)?;
+        threads.resume();
+        let ended = self.wait(&threads);
+        threads.stop();
+        // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
+        let patience = matches!(ended, Ok(Outcome::TimedOut { .. } | Outcome::Stopped { .. }))
+            .then_some(Duration::from_secs(1));
+        self.console.finish(patience);
+        self.bus.flush_trace();
+        let outcome = self.with_panic(ended?);
+        Ok(Report {
+            exit_code: outcome.exit_code(),
+            outcome,
+            name: self.name.clone(),
+            wall_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            exits: self.bus.exit_counts(),
+        })
+    }
+
+    /// Serves the devices and the handle until something ends the run.
+    fn wait(&mut self, threads: &VcpuThreads) -> Result<Outcome, Error> {
+        loop {
+            while let Some(message) = self.handle.next() {
+                match message {
+                    Message::VcpuEnded(vcpu, end) => {
+                        if let Some(outcome) = self.outcome_of(vcpu, end)? {
+                            return Ok(outcome);
+                        }
+                    }
+                    Message::PowerButton => self.board.power.press_power_button(),
+                    Message::Stop(by) => return Ok(Outcome::Stopped { by }),
+                    Message::Pause => threads.pause(),
+                    Message::Resume => threads.resume(),
+                    Message::TimeoutPassed => {
+                        let limit = self.timeout.unwrap_or_default().as_millis();
+                        let limit_ms = u64::try_from(limit).unwrap_or(u64::MAX);
+                        return Ok(Outcome::TimedOut { limit_ms });
+                    }
+                }
+            }
+            self.worker.run()?;
+        }
+    }
+
+    fn outcome_of(&self, vcpu: u32, end: VcpuEnd) -> Result<Option<Outcome>, Error> {
+        Ok(Some(match end {
+            VcpuEnd::Action(Action::PowerOff) => Outcome::PoweredOff,
+            VcpuEnd::Action(Action::Reset) => Outcome::Rebooted,
+            VcpuEnd::Action(Action::Exit(code)) => Outcome::Exited { code },
+            VcpuEnd::Action(Action::Panic) => Outcome::Panicked { message: None },
+            VcpuEnd::TripleFault => Outcome::TripleFaulted,
+            VcpuEnd::Crash(site) => {
+                Outcome::InternalError { report: crash::report(vcpu, &site, &self.ram) }
+            }
+            VcpuEnd::Failed(error) => return Err(error.into()),
+            VcpuEnd::Action(Action::Continue) | VcpuEnd::Stopped => return Ok(None),
+        }))
+    }
+
+    /// A reset or triple fault after a panic message *is* the panic.
+    fn with_panic(&self, outcome: Outcome) -> Outcome {
+        let message = self.panic_watch.lock().unwrap_or_else(PoisonError::into_inner).message();
+        match outcome {
+            Outcome::Rebooted | Outcome::TripleFaulted if message.is_some() => {
+                Outcome::Panicked { message }
+            }
+            Outcome::Panicked { message: None } => Outcome::Panicked { message },
+            other => other,
+        }
+    }
+}
+
+/// Puts everything into RAM that must be there before the first instruction.
+fn fill(ram: &GuestRam, spec: &Spec, board: &Board) -> Result<Entry, Error> {
+    let acpi = board.acpi_tables(spec.cpus)?;
+    for (address, bytes) in [
+        (layout::GDT, registers::gdt()),
+        (layout::PAGE_TABLES, paging::identity_map(layout::PAGE_TABLES)),
+        (layout::ACPI_TABLES.start, acpi),
+    ] {
+        ram.write_slice(&bytes, GuestAddress(address)).map_err(|_| Error::NoLowMemory)?;
+    }
+    let initrds: Vec<(String, Vec<u8>)> =
+        spec.initrds.iter().map(|image| (image.name.clone(), image.bytes.clone())).collect();
+    let state = loader::load(
+        ram,
+        &loader::Request {
+            kernel: &spec.kernel.bytes,
+            kernel_name: &spec.kernel.name,
+            initrds: &initrds,
+            command_line: &spec.command_line,
+            ram_bytes: spec.ram_bytes,
+            rsdp: layout::ACPI_TABLES.start,
+        },
+    )?;
+    for warning in &state.warnings {
+        log::warn!("{warning}");
+    }
+    Ok(state.entry)
+}
+
+/// Makes the vCPUs: the first one at the entry, the others waiting for INIT and SIPI.
+fn make_vcpus(
+    hypervisor: &dyn Hypervisor,
+    vm: &dyn hv::Vm,
+    count: u32,
+    entry: Entry,
+) -> Result<Vec<Box<dyn Vcpu>>, Error> {
+    let supported = hypervisor.supported_cpuid()?;
+    let mut vcpus = Vec::new();
+    for index in 0..count {
+        let mut vcpu = vm.create_vcpu(index)?;
+        vcpu.set_cpuid(&cpuid::for_vcpu(&supported, Topology { index, count }))?;
+        vcpu.set_msrs(msr::AT_ENTRY)?;
+        vcpu.set_fpu(&registers::fpu())?;
+        let mut lapic = vcpu.lapic()?;
+        registers::connect_lint(&mut lapic);
+        vcpu.set_lapic(&lapic)?;
+        if index == 0 {
+            let reset = vcpu.registers()?.special;
+            let (general, special) = match entry {
+                Entry::Linux64 { rip, boot_params } => registers::linux64(reset, rip, boot_params),
+                Entry::Pvh { rip, start_info } => registers::pvh(reset, rip, start_info),
+            };
+            vcpu.set_registers(&Registers { general, special })?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! How a run ended: one type that is the exit code, the JSON and the sentence.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// The one honest answer to "what happened to the guest?".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The guest switched the machine off.
+    PoweredOff,
+    /// The guest restarted the machine; there is nothing to restart into.
+    Rebooted,
+    /// The guest wrote this code to the debug exit port.
+    Exited { code: u8 },
+    /// The time limit passed.
+    TimedOut { limit_ms: u64 },
+    /// The guest kernel panicked, with its own words if they were seen on the console.
+    Panicked { message: Option<String> },
+    /// The guest triple-faulted.
+    TripleFaulted,
+    /// KVM could not go on; the text is a report of several lines.
+    InternalError { report: String },
+    /// Someone on the host ended the run before the guest did.
+    Stopped { by: StoppedBy },
+}
+
+/// Who ended a run from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoppedBy {
+    /// Ctrl-a x on the console, or SIGINT.
+    Interrupt,
+    /// SIGTERM.
+    Terminate,
+}
+
+impl Outcome {
+    /// The exit code of the process.
+    ///
+    /// | code | outcome |
+    /// | --- | --- |
+    /// | 0 | powered off, or rebooted with nothing to reboot into |
+    /// | N | the guest wrote N to the exit port |
+    /// | 80, 81, 82 | kernel panic, triple fault, KVM could not go on |
+    /// | 124 | the time limit passed |
+    /// | 130, 143 | stopped from the host, as a shell reports SIGINT and SIGTERM |
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Outcome::PoweredOff | Outcome::Rebooted => 0,
+            Outcome::Exited { code } => *code,
+            Outcome::Panicked { .. } => 80,
+            Outcome::TripleFaulted => 81,
+            Outcome::InternalError { .. } => 82,
+            Outcome::TimedOut { .. } => 124,
+            Outcome::Stopped { by: StoppedBy::Interrupt } => 130,
+            Outcome::Stopped { by: StoppedBy::Terminate } => 143,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::PoweredOff => f.write_str("the guest powered off"),
+            Outcome::Rebooted => f.write_str("the guest rebooted"),
+            Outcome::Exited { code } => write!(f, "the guest ended the run with code {code}"),
+            Outcome::TimedOut { limit_ms } => {
+                let limit = Duration::from_millis(*limit_ms);
+                write!(f, "the guest did not end within {limit:?}")
+            }
+            Outcome::Panicked { message: Some(message) } => {
+                write!(f, "the guest kernel panicked: {message}")
+            }
+            Outcome::Panicked { message: None } => f.write_str("the guest kernel panicked"),
+            Outcome::TripleFaulted => f.write_str("the guest triple-faulted"),
+            Outcome::InternalError { report } => f.write_str(report),
+            Outcome::Stopped { by: StoppedBy::Interrupt } => {
+                f.write_str("the guest was stopped by an interrupt")
+            }
+            Outcome::Stopped { by: StoppedBy::Terminate } => {
+                f.write_str("the guest was stopped by a termination signal")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_outcome_has_its_exit_code_and_its_name_in_json() {
+        let table = [
+            (Outcome::PoweredOff, 0, r#"{"outcome":"powered-off"}"#),
+            (Outcome::Rebooted, 0, r#"{"outcome":"rebooted"}"#),
+            (Outcome::Exited { code: 42 }, 42, r#"{"outcome":"exited","code":42}"#),
+            (Outcome::TimedOut { limit_ms: 5 }, 124, r#"{"outcome":"timed-out","limit_ms":5}"#),
+            (Outcome::Panicked { message: None }, 80, r#"{"outcome":"panicked","message":null}"#),
+            (Outcome::TripleFaulted, 81, r#"{"outcome":"triple-faulted"}"#),
+            (
+                Outcome::Stopped { by: StoppedBy::Terminate },
+                143,
+                r#"{"outcome":"stopped","by":"terminate"}"#,
+            ),
+        ];
+        for (outcome, code, json) in table {
+            assert_eq!(outcome.exit_code(), code);
+            assert_eq!(serde_json::to_string(&outcome).unwrap(), json);
+        }
+        assert_eq!(Outcome::InternalError { report: String::new() }.exit_code(), 82);
+    }
+}

@@ -1,0 +1,220 @@
+//! Each bare-metal guest on the host's own `/dev/kvm`, through the binary, as a user runs it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+/// Writes an embedded guest to a scratch directory.
+fn guest(scratch: &tempfile::TempDir, name: &str) -> PathBuf {
+    let path = scratch.path().join(format!("{name}.elf"));
+    let image = sarang::guest::bare_metal(name).unwrap_or_else(|| panic!("no guest {name}"));
+    fs::write(&path, image).unwrap();
+    path
+}
+
+fn sarang(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sarang"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs a guest to its end; no guest here takes long, but a wedged one must not hang the tests.
+fn run(name: &str, flags: &[&str]) -> Output {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, name);
+    sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+        .args(flags)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn code(output: &Output) -> Option<i32> {
+    if output.status.code() == Some(125) {
+        eprintln!("{}", String::from_utf8_lossy(&output.stderr));
+    }
+    output.status.code()
+}
+
+#[test]
+fn hello_prints_its_line_and_powers_off() {
+    let output = run("hello", &[]);
+    assert_eq!(
+        stdout(&output),
+        "Hello from a guest with no operating system!\n"
+    );
+    assert_eq!(code(&output), Some(0));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.starts_with("# sarang run -k "), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[test]
+fn each_way_to_end_has_its_own_outcome_and_exit_code() {
+    for (name, exit_code, outcome) in [
+        ("poweroff", 0, "powered-off"),
+        ("reset", 0, "rebooted"),
+        ("reset-i8042", 0, "rebooted"),
+        ("exit", 42, "exited"),
+        ("pvpanic", 80, "panicked"),
+        ("triplefault", 81, "triple-faulted"),
+    ] {
+        let output = run(name, &["--json", "--console", "off"]);
+        assert_eq!(code(&output), Some(exit_code), "{name}: {output:?}");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["outcome"], outcome, "{name}");
+        assert_eq!(report["exit_code"], exit_code, "{name}");
+    }
+}
+
+#[test]
+fn all_vcpus_start_and_acpi_names_each_of_them() {
+    let output = run("smp", &["-c", "4"]);
+    assert!(
+        stdout(&output).contains("smp: 4 of 4 processors are running"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(code(&output), Some(0));
+    let output = run("acpi", &["-c", "3"]);
+    assert!(
+        stdout(&output).contains("acpi: all checksums are right"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(code(&output), Some(0));
+}
+
+#[test]
+fn the_local_apic_timer_ticks() {
+    let output = run("timer", &[]);
+    assert_eq!(code(&output), Some(0), "{}", stdout(&output));
+}
+
+#[test]
+fn every_byte_of_ram_is_there() {
+    let output = run("memory", &["-m", "32M"]);
+    assert!(
+        stdout(&output).contains("every byte holds what was written"),
+        "{}",
+        stdout(&output)
+    );
+    assert_eq!(code(&output), Some(0));
+}
+
+#[test]
+fn what_is_piped_in_comes_back_by_interrupt() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, "echo");
+    let mut child = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // Written at once, before the guest listens: nothing of it may be lost.
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"the quick brown fox\x04")
+        .unwrap();
+    let mut text = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert!(text.contains("the quick brown fox"), "{text}");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_guest_that_never_ends_meets_its_timeout() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, "spin");
+    let output = sarang(&["run", "--timeout", "1s", "-k", kernel.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(124));
+    assert!(stdout(&output).contains("spin: running"));
+}
+
+#[test]
+fn a_second_signal_stops_a_guest_that_ignores_the_power_button() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, "spin");
+    let mut child = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = [0; 13];
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut line).unwrap();
+    assert_eq!(&line, b"spin: running");
+    let pid = rustix::process::Pid::from_child(&child);
+    // Two of the same kind could merge into one while they wait to be read.
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(matches!(child.wait().unwrap().code(), Some(130 | 143)));
+}
+
+#[test]
+fn a_reader_that_leaves_or_stalls_does_not_hold_the_guest_up() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, "flood");
+    let start = |timeout: &str| {
+        sarang(&["run", "--timeout", timeout, "-k", kernel.to_str().unwrap()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut closed = start("2s");
+    drop(closed.stdout.take());
+    assert_eq!(closed.wait().unwrap().code(), Some(124));
+    let mut stalled = start("2s");
+    let unread = stalled.stdout.take();
+    assert_eq!(stalled.wait().unwrap().code(), Some(124));
+    drop(unread);
+}
+
+#[test]
+fn the_trace_names_registers() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (kernel, trace) = (guest(&scratch, "hello"), scratch.path().join("exits.txt"));
+    let output = sarang(&[
+        "run",
+        "-k",
+        kernel.to_str().unwrap(),
+        "--trace",
+        trace.to_str().unwrap(),
+    ])
+    .output()
+    .unwrap();
+    assert_eq!(code(&output), Some(0));
+    let text = fs::read_to_string(&trace).unwrap();
+    assert!(text.contains("io out 0x3f8 ← 0x48 COM1.THR"), "{text}");
+    assert!(
+        text.lines().all(|line| line.contains(" vcpu0 rip=0x")),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_console_can_be_a_file() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (kernel, file) = (guest(&scratch, "hello"), scratch.path().join("console.txt"));
+    let console = format!("file={}", file.display());
+    let output = sarang(&["run", "-k", kernel.to_str().unwrap(), "--console", &console])
+        .output()
+        .unwrap();
+    assert_eq!((code(&output), stdout(&output).as_str()), (Some(0), ""));
+    assert!(fs::read_to_string(file).unwrap().starts_with("Hello"));
+}

@@ -1,0 +1,169 @@
+//! Linux in sarang, through the binary. These need a full KVM and the kernels that `scripts/guest-assets`
+//! fetches, so they run only when asked for: `scripts/test` does, inside `scripts/kvm-anywhere` if need be.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+fn asset(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; see scripts/guest-assets"))
+}
+
+fn binary() -> String {
+    std::env::var("SARANG_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_sarang").to_owned())
+}
+
+/// A file of a cpio archive in the "newc" format, which Linux unpacks into its first root file system.
+fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
+    let header = [
+        1,
+        mode,
+        0,
+        0,
+        1,
+        0,
+        data.len() as u32,
+        0,
+        0,
+        0,
+        0,
+        name.len() as u32 + 1,
+        0,
+    ];
+    archive.extend(b"070701");
+    header
+        .iter()
+        .for_each(|field| archive.extend(format!("{field:08x}").bytes()));
+    archive.extend(name.bytes().chain([0]));
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(data);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+/// Boots a kernel whose init runs `script` and powers off.
+fn boot(kernel: &str, script: &str, flags: &[&str]) -> (Output, String) {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut archive = Vec::new();
+    entry(&mut archive, "etc", 0o040_755, b"");
+    entry(&mut archive, "etc/rc", 0o100_755, script.as_bytes());
+    entry(&mut archive, "TRAILER!!!", 0, b"");
+    let rc = scratch.path().join("rc.cpio");
+    fs::write(&rc, archive).unwrap();
+    let output = Command::new(binary())
+        .args([
+            "run",
+            "--timeout",
+            "120s",
+            "-k",
+            kernel,
+            "-i",
+            &asset("SARANG_INITRD"),
+            "-i",
+        ])
+        .arg(&rc)
+        .args(flags)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.code() != Some(0) {
+        eprintln!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    (output, text)
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn debians_kernels_see_each_number_of_processors() {
+    for kernel in ["SARANG_KERNEL_61", "SARANG_KERNEL_612"] {
+        for cpus in ["1", "2", "4"] {
+            let script = "echo cpus=$(nproc) cores=$(grep -m1 'cpu cores' /proc/cpuinfo)";
+            let (output, text) = boot(&asset(kernel), script, &["-c", cpus, "-m", "256M"]);
+            assert_eq!(output.status.code(), Some(0));
+            assert!(
+                text.contains(&format!("cpus={cpus} cores=cpu cores : {cpus}")),
+                "{kernel}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn small_and_large_memory_arrive_in_full() {
+    for (flag, low, high) in [("128M", 60, 128), ("4G", 3800, 4096)] {
+        let script = "echo total=$(free -m | awk '/Mem:/ { print $2 }') end";
+        let (output, text) = boot(&asset("SARANG_KERNEL_61"), script, &["-m", flag]);
+        assert_eq!(output.status.code(), Some(0));
+        let total: u32 = text
+            .split("total=")
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next())
+            .and_then(|number| number.parse().ok())
+            .unwrap_or_else(|| panic!("{text}"));
+        assert!((low..=high).contains(&total), "{flag}: {total} MiB");
+    }
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn the_clock_is_the_hosts() {
+    let (_, text) = boot(&asset("SARANG_KERNEL_61"), "echo now=$(date +%s) end", &[]);
+    let now: u64 = text
+        .split("now=")
+        .nth(1)
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let host = std::time::SystemTime::now()
+        .duration_since(std::time::SystemTime::UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    assert!(host.abs_diff(now) < 120, "guest {now}, host {host}");
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn reboot_and_panic_are_told_apart() {
+    let kernel = asset("SARANG_KERNEL_61");
+    let (output, _) = boot(&kernel, "reboot -f", &["--json", "--console", "off"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"rebooted\""));
+    let (output, _) = boot(
+        &kernel,
+        "echo c > /proc/sysrq-trigger",
+        &["--json", "--console", "off"],
+    );
+    assert_eq!(output.status.code(), Some(80));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.contains("\"panicked\"") && text.contains("sysrq"),
+        "{text}"
+    );
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn commands_piped_to_the_shell_are_run() {
+    let mut child = Command::new(binary())
+        .args(["run", "--timeout", "120s", "-k", &asset("SARANG_KERNEL_61")])
+        .args(["-i", &asset("SARANG_INITRD")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"echo sum=$((40 + 2))\npoweroff -f\n")
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("sum=42"), "{text}");
+    assert_eq!(output.status.code(), Some(0));
+}
