@@ -16,6 +16,7 @@
 //! | [`vm`] | [`vm::Machine`]: a [`vm::Spec`] in, a typed [`vm::Outcome`] out |
 //! | [`cpu`] | vCPU threads, the run loop, the pause barrier |
 //! | [`board`] | the x86 machine: address map, interrupt numbers, which device sits where |
+//! | [`guest`] | what sarang puts into a guest |
 //! | [`loader`] | kernels and initrds into guest memory |
 //! | [`firmware`] | the ACPI tables |
 //! | [`device`] | uart, i8042, rtc, power management, panic and exit ports |
@@ -29,13 +30,18 @@
 //! | [`trace`] | the event schema and its exporters |
 
 pub mod arch;
+pub mod backend;
+pub mod board;
 pub mod bus;
+pub mod cli;
 pub mod cpu;
-pub mod hv;
-pub mod irq;
-pub mod mem;
-pub mod trace;
 pub mod device;
 pub mod firmware;
 pub mod guest;
+pub mod hv;
+pub mod irq;
 pub mod loader;
+pub mod mem;
+pub mod trace;
+pub mod vm;
+pub mod worker;

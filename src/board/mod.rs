@@ -10,17 +10,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::arch::x86_64::layout;
-use crate::backend::byte_queue::ByteQueue;
+use crate::backend::ByteQueue;
 use crate::bus::{AddressMap, Device, Overlap};
 use crate::device::exit_port::ExitPort;
-use crate::device::i8042::I8042;
-use crate::device::pm::PowerManagement;
+use crate::device::i8042::{I8042, Port};
+use crate::device::pm::{self, PowerManagement};
 use crate::device::pvpanic::PvPanic;
 use crate::device::rtc::Rtc;
-use crate::device::uart::Uart;
+use crate::device::uart::{self, Uart};
 use crate::firmware;
 use crate::hv;
-use crate::irq::{Irq, IrqfdLine};
+use crate::irq::{Irq, IrqLine, IrqfdLine};
 
 /// COM1 and its interrupt, where a PC has had them since 1981.
 pub const COM1: u16 = 0x3f8;
@@ -47,7 +47,11 @@ pub struct Place {
 }
 
 const fn place(name: &'static str, start: u16, len: u16, irq: Option<Irq>) -> Place {
-    Place { name, ports: start..start + len, irq }
+    Place {
+        name,
+        ports: start..start + len,
+        irq,
+    }
 }
 
 /// All I/O ports that sarang answers itself. KVM answers those of the PICs (0x20, 0xa0, 0x4d0) and of the timer
@@ -57,9 +61,9 @@ pub const ADDRESS_MAP: &[Place] = &[
     place("I8042", I8042_COMMAND, 1, None),
     place("RTC", RTC, 2, None),
     place("EXIT", EXIT, 1, None),
-    place("COM1", COM1, 8, Some(COM1_IRQ)),
+    place("COM1", COM1, uart::PORTS, Some(COM1_IRQ)),
     place("PVPANIC", PVPANIC, 1, None),
-    place("PM", PM, 16, Some(PM_IRQ)),
+    place("PM", PM, pm::PORTS, Some(PM_IRQ)),
 ];
 
 /// The devices of one machine, and the map by which the bus finds them.
@@ -93,27 +97,40 @@ impl Board {
         output: Arc<ByteQueue>,
         input: Arc<ByteQueue>,
     ) -> Result<Board, Error> {
-        let line = |irq| IrqfdLine::new(vm, irq).map(Arc::new);
-        let com1 = Arc::new(Uart::new("COM1", line(COM1_IRQ)?, output, input));
-        let power = Arc::new(PowerManagement::new(line(PM_IRQ)?));
-        let rtc = Arc::new(Rtc::new(Arc::new(host_clock)));
-        let pvpanic = Arc::new(PvPanic::new());
-        let i8042 = Arc::new(I8042::new());
+        let line =
+            |irq| -> Result<Arc<dyn IrqLine>, hv::Error> { Ok(Arc::new(IrqfdLine::new(vm, irq)?)) };
+        let com1 = Arc::new(Uart::new(
+            "COM1",
+            COM1,
+            COM1_IRQ,
+            line(COM1_IRQ)?,
+            output,
+            input,
+        ));
+        let power = Arc::new(PowerManagement::new(PM, PM_IRQ, line(PM_IRQ)?));
+        let rtc = Arc::new(Rtc::new(RTC, Arc::new(host_clock)));
+        let pvpanic = Arc::new(PvPanic::new(PVPANIC));
         let mut io = AddressMap::new();
-        let owner = |name: &str| -> Arc<dyn Device> {
-            match name {
-                "COM1" => Arc::clone(&com1) as Arc<dyn Device>,
-                "PM" => Arc::clone(&power) as Arc<dyn Device>,
-                "RTC" => Arc::clone(&rtc) as Arc<dyn Device>,
-                "PVPANIC" => Arc::clone(&pvpanic) as Arc<dyn Device>,
-                "I8042" => Arc::clone(&i8042) as Arc<dyn Device>,
-                _ => Arc::new(ExitPort::new()),
-            }
-        };
         for place in ADDRESS_MAP {
-            io.insert(place.ports.start.into(), place.ports.len() as u64, owner(place.name))?;
+            let device: Arc<dyn Device> = match place.ports.start {
+                COM1 => Arc::clone(&com1) as Arc<dyn Device>,
+                PM => Arc::clone(&power) as Arc<dyn Device>,
+                RTC => Arc::clone(&rtc) as Arc<dyn Device>,
+                PVPANIC => Arc::clone(&pvpanic) as Arc<dyn Device>,
+                I8042_DATA => Arc::new(I8042::new(Port::Data)),
+                I8042_COMMAND => Arc::new(I8042::new(Port::Command)),
+                _ => Arc::new(ExitPort::new()),
+            };
+            io.insert(place.ports.start.into(), place.ports.len() as u64, device)?;
         }
-        Ok(Board { io, mmio: AddressMap::new(), com1, power, rtc, pvpanic })
+        Ok(Board {
+            io,
+            mmio: AddressMap::new(),
+            com1,
+            power,
+            rtc,
+            pvpanic,
+        })
     }
 
     /// The ACPI tables for `cpus` processors, as they lie at [`layout::ACPI_TABLES`].
@@ -124,10 +141,10 @@ impl Board {
         let description = firmware::Description {
             cpus,
             devices: &[&*self.com1, &*self.rtc, &*self.power, &*self.pvpanic],
-            sleep_control: PM,
-            sleep_status: PM + 1,
-            reset: PM + 2,
-            reset_value: 1,
+            sleep_control: PM + pm::SLEEP_CONTROL,
+            sleep_status: PM + pm::SLEEP_STATUS,
+            reset: PM + pm::RESET,
+            reset_value: pm::RESET_VALUE,
             io_apic: layout::IOAPIC as u32,
             local_apic: layout::LOCAL_APIC as u32,
         };
@@ -137,5 +154,7 @@ impl Board {
 
 /// Time since 1970, UTC.
 fn host_clock() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
 }

@@ -10,7 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Result, kvm_path, print};
-use crate::backend::console::{Console, ConsoleKind};
+use crate::backend::console::{self, Console};
 use crate::guest;
 use crate::hv::kvm::{CAPABILITIES, Kvm};
 use crate::trace::{Direction, Event, Kind, Sink, Space};
@@ -49,7 +49,11 @@ struct Check {
 }
 
 fn check(name: &'static str, verdict: Verdict, text: impl Into<String>) -> Check {
-    Check { name, verdict, text: text.into() }
+    Check {
+        name,
+        verdict,
+        text: text.into(),
+    }
 }
 
 /// Runs the verb. The result is the exit code.
@@ -58,7 +62,11 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     match Kvm::open(&kvm_path()) {
         Ok(kvm) => {
             let path = kvm_path();
-            checks.push(check("kvm", Verdict::Ok, format!("{} can be opened", path.display())));
+            checks.push(check(
+                "kvm",
+                Verdict::Ok,
+                format!("{} can be opened", path.display()),
+            ));
             let text = format!("all {} that are needed", CAPABILITIES.len());
             checks.push(check("capabilities", Verdict::Ok, text));
             let text = format!("a machine can have up to {}", kvm.max_vcpus());
@@ -67,7 +75,12 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
         }
         Err(error) => checks.push(check("kvm", Verdict::Fail, error.to_string())),
     }
-    checks.push(device("tun", "/dev/net/tun", "guests can have taps", "networks need it: modprobe tun"));
+    checks.push(device(
+        "tun",
+        "/dev/net/tun",
+        "guests can have taps",
+        "networks need it: modprobe tun",
+    ));
     checks.push(device(
         "vhost-net",
         "/dev/vhost-net",
@@ -102,11 +115,17 @@ fn line(check: &Check) -> String {
 
 /// Whether a device node can be opened for reading and writing.
 fn device(name: &'static str, path: &str, good: &str, bad: &str) -> Check {
-    match OpenOptions::new().read(true).write(true).open(Path::new(path)) {
+    match OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(Path::new(path))
+    {
         Ok(_) => check(name, Verdict::Ok, format!("{path} can be opened: {good}")),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            check(name, Verdict::Warn, format!("no permission to open {path}: {bad}"))
-        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => check(
+            name,
+            Verdict::Warn,
+            format!("no permission to open {path}: {bad}"),
+        ),
         Err(_) => check(name, Verdict::Warn, format!("there is no {path}: {bad}")),
     }
 }
@@ -120,7 +139,11 @@ fn huge_pages() -> Check {
             format!("off: guests will be slower; echo madvise > {path}"),
         ),
         Ok(_) => check("huge-pages", Verdict::Ok, "transparent huge pages are on"),
-        Err(_) => check("huge-pages", Verdict::Warn, "this host kernel has none: guests will be slower"),
+        Err(_) => check(
+            "huge-pages",
+            Verdict::Warn,
+            "this host kernel has none: guests will be slower",
+        ),
     }
 }
 
@@ -141,11 +164,18 @@ struct Marks(Mutex<Vec<(u8, Duration)>>);
 impl Sink for Marks {
     fn emit(&self, event: &Event<'_>) {
         if let Kind::Access {
-            space: Space::Io, direction: Direction::Write, address: MARK_PORT, data: &[mark, ..], ..
+            space: Space::Io,
+            direction: Direction::Write,
+            address: MARK_PORT,
+            data: &[mark, ..],
+            ..
         } = event.kind
             && mark != 0
         {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push((mark, event.at));
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((mark, event.at));
         }
     }
 
@@ -156,7 +186,12 @@ impl Marks {
     /// Time between two marks.
     fn between(&self, from: u8, to: u8) -> Option<Duration> {
         let marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = |mark| marks.iter().find(|(number, _)| *number == mark).map(|(_, at)| *at);
+        let at = |mark| {
+            marks
+                .iter()
+                .find(|(number, _)| *number == mark)
+                .map(|(_, at)| *at)
+        };
         at(to)?.checked_sub(at(from)?)
     }
 }
@@ -167,12 +202,18 @@ fn measure(kvm: &Kvm) -> Vec<Check> {
     let outcome = probe(kvm, &marks);
     let (Some(kernel), Some(user)) = (marks.between(1, 2), marks.between(3, 4)) else {
         let why = outcome.unwrap_or_else(|error| error.to_string());
-        return vec![check("guest", Verdict::Fail, format!("a small guest did not run: {why}"))];
+        return vec![check(
+            "guest",
+            Verdict::Fail,
+            format!("a small guest did not run: {why}"),
+        )];
     };
-    let millions = |iterations: f64, time: Duration| {
-        2.0 * iterations / time.as_secs_f64().max(1e-9) / 1e6
-    };
-    let (kernel, user) = (millions(KERNEL_ITERATIONS, kernel), millions(USER_ITERATIONS, user));
+    let millions =
+        |iterations: f64, time: Duration| 2.0 * iterations / time.as_secs_f64().max(1e-9) / 1e6;
+    let (kernel, user) = (
+        millions(KERNEL_ITERATIONS, kernel),
+        millions(USER_ITERATIONS, user),
+    );
     let mut checks = vec![if user / kernel > INTERPRETED {
         check(
             "guest-speed",
@@ -183,13 +224,22 @@ fn measure(kvm: &Kvm) -> Vec<Check> {
             ),
         )
     } else {
-        let text = format!("guest kernel mode runs on hardware ({kernel:.0} million instructions/s)");
+        let text =
+            format!("guest kernel mode runs on hardware ({kernel:.0} million instructions/s)");
         check("guest-speed", Verdict::Ok, text)
     }];
     if let Some(time) = marks.between(5, 6) {
         let micros = time.as_secs_f64() * 1e6 / f64::from(EXITS);
-        let verdict = if micros > 50.0 { Verdict::Warn } else { Verdict::Ok };
-        checks.push(check("exit-latency", verdict, format!("{micros:.1} µs for an exit to sarang")));
+        let verdict = if micros > 50.0 {
+            Verdict::Warn
+        } else {
+            Verdict::Ok
+        };
+        checks.push(check(
+            "exit-latency",
+            verdict,
+            format!("{micros:.1} µs for an exit to sarang"),
+        ));
     }
     checks
 }
@@ -197,11 +247,13 @@ fn measure(kvm: &Kvm) -> Vec<Check> {
 /// Runs the probe; the result says how it ended.
 fn probe(kvm: &Kvm, marks: &Arc<Marks>) -> Result<String> {
     let bytes = guest::bare_metal("speed").ok_or("the probe is missing from this build")?;
-    let mut spec =
-        Spec::new(Image { name: "the built-in probe".to_owned(), bytes: bytes.to_vec() });
+    let mut spec = Spec::new(Image {
+        name: "the built-in probe".to_owned(),
+        bytes: bytes.to_vec(),
+    });
     spec.ram_bytes = 32 << 20;
     spec.timeout = Some(Duration::from_secs(20));
     spec.trace = Some(Arc::clone(marks) as Arc<dyn Sink>);
-    let report = Machine::new(kvm, spec, Console::open(&ConsoleKind::Off)?)?.run()?;
+    let report = Machine::new(kvm, spec, Console::open(&console::Kind::Off)?)?.run()?;
     Ok(report.outcome.to_string())
 }

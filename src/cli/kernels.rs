@@ -27,7 +27,9 @@ impl Places {
     /// The places of this host and user.
     pub(super) fn of_host() -> Places {
         let variable = |name: &str| {
-            std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
         };
         Places {
             named: variable("SARANG_KERNEL"),
@@ -36,7 +38,10 @@ impl Places {
                 .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("sarang")))
                 .or_else(|| Some(variable("HOME")?.join(".cache/sarang"))),
             boot: PathBuf::from("/boot"),
-            release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            release: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
         }
     }
 
@@ -47,7 +52,10 @@ impl Places {
     pub(super) fn find(&self) -> Result<Found, String> {
         let cached = |name: &str| self.cache.as_ref().map(|cache| cache.join(name));
         if let Some(kernel) = &self.named {
-            return Ok(Found { kernel: kernel.clone(), initrd: None });
+            return Ok(Found {
+                kernel: kernel.clone(),
+                initrd: None,
+            });
         }
         let candidates = [
             Some(self.here.join("vmlinux")),
@@ -66,9 +74,11 @@ impl Places {
                 self.boot.display()
             )
         })?;
-        let from_cache = self.cache.as_ref().is_some_and(|cache| kernel.starts_with(cache));
-        let initrd =
-            cached("initramfs.cpio").filter(|path| from_cache && path.is_file());
+        let from_cache = self
+            .cache
+            .as_ref()
+            .is_some_and(|cache| kernel.starts_with(cache));
+        let initrd = cached("initramfs.cpio").filter(|path| from_cache && path.is_file());
         Ok(Found { kernel, initrd })
     }
 }
@@ -103,7 +113,12 @@ mod tests {
         for directory in ["here/arch/x86/boot", "cache", "boot"] {
             fs::create_dir_all(root.join(directory)).unwrap();
         }
-        assert!(places(None).find().unwrap_err().contains("scripts/guest-assets"));
+        assert!(
+            places(None)
+                .find()
+                .unwrap_err()
+                .contains("scripts/guest-assets")
+        );
         // From the last place to the first: each new file must win over all before it.
         for file in [
             "boot/vmlinuz-5.10.0",

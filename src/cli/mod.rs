@@ -43,8 +43,12 @@ enum Verb {
     Run(run::Arguments),
     Doctor(doctor::Arguments),
     /// Print a completion script for a shell
-    #[command(after_help = "Example:\n  sarang completions bash > ~/.local/share/bash-completion/completions/sarang")]
-    Completions { shell: Shell },
+    #[command(
+        after_help = "Example:\n  sarang completions bash > ~/.local/share/bash-completion/completions/sarang"
+    )]
+    Completions {
+        shell: Shell,
+    },
     /// Print the man page
     #[command(after_help = "Example:\n  sarang man | man -l -")]
     Man,
@@ -119,7 +123,10 @@ fn man() -> Result<u8> {
 
 /// Writes to standard output; a reader who has gone is no error.
 fn print(bytes: &[u8]) -> Result<u8> {
-    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
+    match io::stdout()
+        .write_all(bytes)
+        .and_then(|()| io::stdout().flush())
+    {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(format!("cannot write to standard output: {error}").into())
         }
@@ -148,7 +155,9 @@ mod tests {
             ("--timeout", "soon", "is not a time"),
             ("--console", "tv", "off, stdio, pty or file=PATH"),
         ] {
-            let error = Cli::try_parse_from(["sarang", "run", flag, value]).err().unwrap();
+            let error = Cli::try_parse_from(["sarang", "run", flag, value])
+                .err()
+                .unwrap();
             assert_eq!(error.exit_code(), 2);
             assert!(error.to_string().contains(words), "{flag} {value}: {error}");
         }

@@ -11,7 +11,9 @@ pub(super) const CPUS_MAX: u32 = 64;
 
 /// The longest prefix of digits, and what follows it.
 fn split(text: &str) -> Option<(u64, &str)> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     Some((number.parse().ok()?, unit))
 }
@@ -84,7 +86,18 @@ mod tests {
         assert_eq!(ram("512M"), Ok(512 << 20));
         assert_eq!(ram("4GiB"), Ok(4 << 30));
         assert_eq!(ram("17M"), Ok(18 << 20), "rounded up to whole pages");
-        for bad in ["", "M", "0", "0M", "12", "1T", "abc", "4X", "-1M", "99999999999999999999G"] {
+        for bad in [
+            "",
+            "M",
+            "0",
+            "0M",
+            "12",
+            "1T",
+            "abc",
+            "4X",
+            "-1M",
+            "99999999999999999999G",
+        ] {
             assert!(ram(bad).is_err(), "{bad}");
         }
         assert_eq!(show_ram(4 << 30), "4G");

@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use clap::Args;
 
 use super::kernels::{Found, Places};
 use super::{Result, quantity, say};
-use crate::backend::console::{Console, ConsoleKind};
+use crate::backend::console::{Console, Kind};
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
 use crate::vm::{Machine, Report, Spec};
@@ -57,8 +56,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = quantity::time)]
     timeout: Option<Duration>,
     /// Where the serial console goes: off, stdio, pty or file=PATH
-    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = ConsoleKind::from_str)]
-    console: ConsoleKind,
+    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console_kind)]
+    console: Kind,
     /// Write one line for every exit of the guest to userspace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -70,21 +69,28 @@ pub(super) struct Arguments {
 /// Runs the verb. The result is the exit code.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let found = match &arguments.kernel {
-        Some(kernel) => Found { kernel: kernel.clone(), initrd: None },
+        Some(kernel) => Found {
+            kernel: kernel.clone(),
+            initrd: None,
+        },
         None => Places::of_host().find()?,
     };
     let mut initrds = arguments.initrd.clone();
     if initrds.is_empty() {
         initrds.extend(found.initrd);
     }
-    say(&format!("# {}", resolved(&arguments, &found.kernel, &initrds)));
+    say(&format!(
+        "# {}",
+        resolved(&arguments, &found.kernel, &initrds)
+    ));
     let hypervisor = Kvm::open(&super::kvm_path())?;
-    let trace = match &arguments.trace {
-        Some(path) => Some(Arc::new(TextFile::create(path).map_err(|error| {
-            format!("cannot write the trace to {}: {error}", path.display())
-        })?) as Arc<dyn Sink>),
-        None => None,
-    };
+    let trace =
+        match &arguments.trace {
+            Some(path) => Some(Arc::new(TextFile::create(path).map_err(|error| {
+                format!("cannot write the trace to {}: {error}", path.display())
+            })?) as Arc<dyn Sink>),
+            None => None,
+        };
     let mut command_line = COMMAND_LINE.to_owned();
     for words in &arguments.append {
         command_line.push(' ');
@@ -130,6 +136,19 @@ fn resolved(arguments: &Arguments, kernel: &std::path::Path, initrds: &[PathBuf]
         flag("-p", append);
     }
     words.join(" ")
+}
+
+/// Parses where the console goes.
+fn console_kind(text: &str) -> std::result::Result<Kind, String> {
+    match text {
+        "off" => Ok(Kind::Off),
+        "stdio" => Ok(Kind::Stdio),
+        "pty" => Ok(Kind::Pty),
+        _ => match text.strip_prefix("file=") {
+            Some(path) if !path.is_empty() => Ok(Kind::File(path.into())),
+            _ => Err("a console is off, stdio, pty or file=PATH".to_owned()),
+        },
+    }
 }
 
 /// A word as a shell reads it back.

@@ -29,7 +29,8 @@ impl Device for ExitPort {
     }
 
     fn write(&self, _offset: u64, data: &[u8]) -> Action {
-        data.first().map_or(Action::Continue, |code| Action::Exit(*code))
+        data.first()
+            .map_or(Action::Continue, |code| Action::Exit(*code))
     }
 
     fn register(&self, _offset: u64, _direction: Direction) -> Option<&'static Register> {

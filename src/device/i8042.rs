@@ -10,7 +10,16 @@ use crate::trace::{Direction, Field, Register};
 /// Status register, read at the command port. All bits zero: both buffers are empty.
 const STATUS: Register = Register {
     name: "STATUS",
-    fields: &[Field { mask: 1, name: "OBF" }, Field { mask: 2, name: "IBF" }],
+    fields: &[
+        Field {
+            mask: 1,
+            name: "OBF",
+        },
+        Field {
+            mask: 2,
+            name: "IBF",
+        },
+    ],
 };
 const COMMAND: Register = Register::plain("COMMAND");
 const DATA: Register = Register::plain("DATA");
@@ -87,7 +96,11 @@ mod tests {
             (Port::Command, 0xaa, Action::Continue),
             (Port::Data, 0xfe, Action::Continue),
         ] {
-            assert_eq!(I8042::new(port).write(0, &[command]), action, "{command:#x}");
+            assert_eq!(
+                I8042::new(port).write(0, &[command]),
+                action,
+                "{command:#x}"
+            );
         }
     }
 }

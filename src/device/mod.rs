@@ -5,4 +5,4 @@ pub mod i8042;
 pub mod pm;
 pub mod pvpanic;
 pub mod rtc;
-//uart
+pub mod uart;

@@ -38,16 +38,31 @@ static REGISTERS: [Option<Register>; 5] = [
     Some(Register {
         name: "SLEEP_CONTROL",
         fields: &[
-            Field { mask: SLP_TYP as u64, name: "SLP_TYP" },
-            Field { mask: SLP_EN as u64, name: "SLP_EN" },
+            Field {
+                mask: SLP_TYP as u64,
+                name: "SLP_TYP",
+            },
+            Field {
+                mask: SLP_EN as u64,
+                name: "SLP_EN",
+            },
         ],
     }),
-    Some(Register { name: "SLEEP_STATUS", fields: &[Field { mask: 1 << 7, name: "WAK_STS" }] }),
+    Some(Register {
+        name: "SLEEP_STATUS",
+        fields: &[Field {
+            mask: 1 << 7,
+            name: "WAK_STS",
+        }],
+    }),
     Some(Register::plain("RESET")),
     None,
     Some(Register {
         name: "EVENTS",
-        fields: &[Field { mask: POWER_BUTTON as u64, name: "POWER_BUTTON" }],
+        fields: &[Field {
+            mask: POWER_BUTTON as u64,
+            name: "POWER_BUTTON",
+        }],
     }),
 ];
 
@@ -70,7 +85,12 @@ struct State {
 impl PowerManagement {
     /// Registers from `first_port` on, with `line` connected to `irq`.
     pub fn new(first_port: u16, irq: Irq, line: Arc<dyn IrqLine>) -> PowerManagement {
-        PowerManagement { first_port, irq, line, state: Mutex::default() }
+        PowerManagement {
+            first_port,
+            irq,
+            line,
+            state: Mutex::default(),
+        }
     }
 
     /// Presses the power button. What follows is up to the guest.
@@ -92,7 +112,9 @@ impl Device for PowerManagement {
     fn read(&self, offset: u64, data: &mut [u8]) {
         for (register, byte) in (offset..).zip(data) {
             *byte = match register {
-                register if register == u64::from(EVENTS) => std::mem::take(&mut self.state().events),
+                register if register == u64::from(EVENTS) => {
+                    std::mem::take(&mut self.state().events)
+                }
                 _ => 0,
             };
         }
@@ -129,42 +151,54 @@ impl Device for PowerManagement {
 impl Aml for PowerManagement {
     /// The event device, the power button, and `_S5`.
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        aml::Device::new(Path::new("GED_"), vec![
-            &aml::Name::new(Path::new("_HID"), &"ACPI0013"),
-            &aml::Name::new(Path::new("_UID"), &aml::ZERO),
-            &aml::Name::new(
-                Path::new("_CRS"),
-                // Consumer, edge-triggered, active high, exclusive.
-                &aml::ResourceTemplate::new(vec![&aml::Interrupt::new(
-                    true, true, false, false, self.irq.0,
-                )]),
-            ),
-            &aml::OpRegion::new(
-                Path::new("EVTS"),
-                aml::OpRegionSpace::SystemIO,
-                &(self.first_port + EVENTS),
-                &aml::ONE,
-            ),
-            &aml::Field::new(
-                Path::new("EVTS"),
-                aml::FieldAccessType::Byte,
-                aml::FieldLockRule::NoLock,
-                aml::FieldUpdateRule::WriteAsZeroes,
-                vec![aml::FieldEntry::Named(*b"PEND", 8)],
-            ),
-            &aml::Method::new(Path::new("_EVT"), 1, true, vec![
-                &aml::Store::new(&aml::Local(0), &Path::new("PEND")),
-                &aml::And::new(&aml::Local(1), &aml::Local(0), &POWER_BUTTON),
-                &aml::If::new(&aml::Equal::new(&aml::Local(1), &POWER_BUTTON), vec![
-                    &aml::Notify::new(&Path::new("\\_SB_.PWRB"), &0x80_u8),
-                ]),
-            ]),
-        ])
+        aml::Device::new(
+            Path::new("GED_"),
+            vec![
+                &aml::Name::new(Path::new("_HID"), &"ACPI0013"),
+                &aml::Name::new(Path::new("_UID"), &aml::ZERO),
+                &aml::Name::new(
+                    Path::new("_CRS"),
+                    // Consumer, edge-triggered, active high, exclusive.
+                    &aml::ResourceTemplate::new(vec![&aml::Interrupt::new(
+                        true, true, false, false, self.irq.0,
+                    )]),
+                ),
+                &aml::OpRegion::new(
+                    Path::new("EVTS"),
+                    aml::OpRegionSpace::SystemIO,
+                    &(self.first_port + EVENTS),
+                    &aml::ONE,
+                ),
+                &aml::Field::new(
+                    Path::new("EVTS"),
+                    aml::FieldAccessType::Byte,
+                    aml::FieldLockRule::NoLock,
+                    aml::FieldUpdateRule::WriteAsZeroes,
+                    vec![aml::FieldEntry::Named(*b"PEND", 8)],
+                ),
+                &aml::Method::new(
+                    Path::new("_EVT"),
+                    1,
+                    true,
+                    vec![
+                        &aml::Store::new(&aml::Local(0), &Path::new("PEND")),
+                        &aml::And::new(&aml::Local(1), &aml::Local(0), &POWER_BUTTON),
+                        &aml::If::new(
+                            &aml::Equal::new(&aml::Local(1), &POWER_BUTTON),
+                            vec![&aml::Notify::new(&Path::new("\\_SB_.PWRB"), &0x80_u8)],
+                        ),
+                    ],
+                ),
+            ],
+        )
         .to_aml_bytes(sink);
-        aml::Device::new(Path::new("PWRB"), vec![
-            &aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0C0C")),
-            &aml::Name::new(Path::new("_UID"), &aml::ZERO),
-        ])
+        aml::Device::new(
+            Path::new("PWRB"),
+            vec![
+                &aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0C0C")),
+                &aml::Name::new(Path::new("_UID"), &aml::ZERO),
+            ],
+        )
         .to_aml_bytes(sink);
         aml::Name::new(
             Path::new("\\_S5_"),
@@ -181,7 +215,10 @@ mod tests {
 
     fn device() -> (PowerManagement, Arc<CountingLine>) {
         let line = Arc::new(CountingLine::default());
-        (PowerManagement::new(0x600, Irq(5), Arc::clone(&line) as Arc<dyn IrqLine>), line)
+        (
+            PowerManagement::new(0x600, Irq(5), Arc::clone(&line) as Arc<dyn IrqLine>),
+            line,
+        )
     }
 
     #[test]
@@ -195,7 +232,11 @@ mod tests {
             (SLEEP_STATUS, 0xff, Action::Continue),
             (9, 0xff, Action::Continue),
         ] {
-            assert_eq!(device().0.write(register.into(), &[value]), action, "{register} {value:#x}");
+            assert_eq!(
+                device().0.write(register.into(), &[value]),
+                action,
+                "{register} {value:#x}"
+            );
         }
     }
 

@@ -17,8 +17,14 @@ const CRASH_LOADED: u8 = 1 << 1;
 const EVENT: Register = Register {
     name: "EVENT",
     fields: &[
-        Field { mask: PANICKED as u64, name: "PANICKED" },
-        Field { mask: CRASH_LOADED as u64, name: "CRASH_LOADED" },
+        Field {
+            mask: PANICKED as u64,
+            name: "PANICKED",
+        },
+        Field {
+            mask: CRASH_LOADED as u64,
+            name: "CRASH_LOADED",
+        },
     ],
 };
 
@@ -66,14 +72,17 @@ impl Device for PvPanic {
 
 impl Aml for PvPanic {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        aml::Device::new(Path::new("PEVT"), vec![
-            &aml::Name::new(Path::new("_HID"), &"QEMU0001"),
-            &aml::Name::new(
-                Path::new("_CRS"),
-                &aml::ResourceTemplate::new(vec![&aml::IO::new(self.port, self.port, 1, 1)]),
-            ),
-            &aml::Name::new(Path::new("_STA"), &0xf_u8),
-        ])
+        aml::Device::new(
+            Path::new("PEVT"),
+            vec![
+                &aml::Name::new(Path::new("_HID"), &"QEMU0001"),
+                &aml::Name::new(
+                    Path::new("_CRS"),
+                    &aml::ResourceTemplate::new(vec![&aml::IO::new(self.port, self.port, 1, 1)]),
+                ),
+                &aml::Name::new(Path::new("_STA"), &0xf_u8),
+            ],
+        )
         .to_aml_bytes(sink);
     }
 }

@@ -44,7 +44,16 @@ const PM: u8 = 1 << 7;
 static REGISTERS: [Register; 2] = [
     Register {
         name: "INDEX",
-        fields: &[Field { mask: 0x80, name: "NMI_OFF" }, Field { mask: 0x7f, name: "REG" }],
+        fields: &[
+            Field {
+                mask: 0x80,
+                name: "NMI_OFF",
+            },
+            Field {
+                mask: 0x7f,
+                name: "REG",
+            },
+        ],
     },
     Register::plain("DATA"),
 ];
@@ -73,14 +82,20 @@ impl Rtc {
     /// A clock at two ports from `first_port` on, which shows what `clock` says.
     pub fn new(first_port: u16, clock: Clock) -> Rtc {
         let mut memory = vec![0; 128];
-        for (register, value) in
-            [(REGISTER_A, A_AT_RESET), (REGISTER_B, B_24_HOURS), (REGISTER_D, D_VALID)]
-        {
+        for (register, value) in [
+            (REGISTER_A, A_AT_RESET),
+            (REGISTER_B, B_24_HOURS),
+            (REGISTER_D, D_VALID),
+        ] {
             if let Some(byte) = memory.get_mut(usize::from(register)) {
                 *byte = value;
             }
         }
-        Rtc { first_port, clock, state: Mutex::new(State { index: 0, memory }) }
+        Rtc {
+            first_port,
+            clock,
+            state: Mutex::new(State { index: 0, memory }),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -89,9 +104,21 @@ impl Rtc {
 
     fn read_selected(&self) -> u8 {
         let state = self.state();
-        let stored = |register: u8| state.memory.get(usize::from(register)).copied().unwrap_or(0);
+        let stored = |register: u8| {
+            state
+                .memory
+                .get(usize::from(register))
+                .copied()
+                .unwrap_or(0)
+        };
         let mode = stored(REGISTER_B);
-        let encode = |value: u8| if mode & B_BINARY != 0 { value } else { bcd(value) };
+        let encode = |value: u8| {
+            if mode & B_BINARY != 0 {
+                value
+            } else {
+                bcd(value)
+            }
+        };
         let now = Calendar::at((self.clock)().as_secs());
         match state.index {
             SECONDS => encode(now.second),
@@ -187,7 +214,11 @@ impl Device for Rtc {
     fn read(&self, offset: u64, data: &mut [u8]) {
         for (port, byte) in (offset..).zip(data) {
             // The index cannot be read back.
-            *byte = if port == 1 { self.read_selected() } else { 0xff };
+            *byte = if port == 1 {
+                self.read_selected()
+            } else {
+                0xff
+            };
         }
     }
 
@@ -219,18 +250,21 @@ impl Device for Rtc {
 
 impl Aml for Rtc {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        aml::Device::new(Path::new("RTC_"), vec![
-            &aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0B00")),
-            &aml::Name::new(
-                Path::new("_CRS"),
-                &aml::ResourceTemplate::new(vec![&aml::IO::new(
-                    self.first_port,
-                    self.first_port,
-                    1,
-                    2,
-                )]),
-            ),
-        ])
+        aml::Device::new(
+            Path::new("RTC_"),
+            vec![
+                &aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0B00")),
+                &aml::Name::new(
+                    Path::new("_CRS"),
+                    &aml::ResourceTemplate::new(vec![&aml::IO::new(
+                        self.first_port,
+                        self.first_port,
+                        1,
+                        2,
+                    )]),
+                ),
+            ],
+        )
         .to_aml_bytes(sink);
     }
 }
@@ -263,7 +297,15 @@ mod tests {
             (4_107_542_400, "2100-3-1 2 0:0:0"),
             (253_402_300_799, "9999-12-31 6 23:59:59"),
         ] {
-            let Calendar { year, month, day, weekday, hour, minute, second } = Calendar::at(seconds);
+            let Calendar {
+                year,
+                month,
+                day,
+                weekday,
+                hour,
+                minute,
+                second,
+            } = Calendar::at(seconds);
             let shown = format!("{year}-{month}-{day} {weekday} {hour}:{minute}:{second}");
             assert_eq!(shown, text);
         }
@@ -287,7 +329,11 @@ mod tests {
         rtc.write(1, &[0x5a]);
         assert_eq!(get(&rtc, 0x40), 0x5a);
         assert_eq!(get(&rtc, REGISTER_D), D_VALID);
-        assert_eq!(get(&rtc, REGISTER_A) & 0x80, 0, "no update is ever in progress");
+        assert_eq!(
+            get(&rtc, REGISTER_A) & 0x80,
+            0,
+            "no update is ever in progress"
+        );
     }
 
     #[test]

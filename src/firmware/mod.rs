@@ -6,7 +6,9 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{self, Path};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::{GenericAddress, Sdt};
 use acpi_tables::xsdt::XSDT;
@@ -88,7 +90,11 @@ pub fn tables(address: u64, description: &Description<'_>) -> Result<Vec<u8>, Er
         *byte = value;
     }
     let room = layout::ACPI_TABLES.end.saturating_sub(address);
-    if memory.len() as u64 > room { Err(Error::TooLong(memory.len())) } else { Ok(memory) }
+    if memory.len() as u64 > room {
+        Err(Error::TooLong(memory.len()))
+    } else {
+        Ok(memory)
+    }
 }
 
 fn fadt_table(description: &Description<'_>, dsdt: u64) -> Sdt {
@@ -126,17 +132,22 @@ struct Processor(u8);
 
 impl Aml for Processor {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        aml::Device::new(Path::new(&format!("C{:03X}", self.0)), vec![
-            &aml::Name::new(Path::new("_HID"), &"ACPI0007"),
-            &aml::Name::new(Path::new("_UID"), &self.0),
-        ])
+        aml::Device::new(
+            Path::new(&format!("C{:03X}", self.0)),
+            vec![
+                &aml::Name::new(Path::new("_HID"), &"ACPI0007"),
+                &aml::Name::new(Path::new("_UID"), &self.0),
+            ],
+        )
         .to_aml_bytes(sink);
     }
 }
 
 fn dsdt(description: &Description<'_>) -> Sdt {
-    let processors: Vec<Processor> =
-        (0..=254_u8).take(description.cpus as usize).map(Processor).collect();
+    let processors: Vec<Processor> = (0..=254_u8)
+        .take(description.cpus as usize)
+        .map(Processor)
+        .collect();
     let mut children: Vec<&dyn Aml> = description.devices.to_vec();
     children.extend(processors.iter().map(|processor| processor as &dyn Aml));
     let mut code = Vec::new();
@@ -175,7 +186,10 @@ mod tests {
     fn table(memory: &[u8], address: u64) -> &[u8] {
         let at = (address - BASE) as usize;
         let table = &memory[at..at + number::<4>(memory, at + 4) as usize];
-        assert_eq!(table.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        assert_eq!(
+            table.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)),
+            0
+        );
         table
     }
 
@@ -184,7 +198,12 @@ mod tests {
         for cpus in [1, 4, 64] {
             let memory = tables(BASE, &description(cpus)).unwrap();
             assert_eq!(&memory[..8], b"RSD PTR ");
-            assert_eq!(memory[..20].iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+            assert_eq!(
+                memory[..20]
+                    .iter()
+                    .fold(0_u8, |sum, byte| sum.wrapping_add(*byte)),
+                0
+            );
             let xsdt = table(&memory, number::<8>(&memory, 24));
             let entries: Vec<&[u8]> = xsdt[36..]
                 .chunks(8)

@@ -6,7 +6,10 @@ include!(concat!(env!("OUT_DIR"), "/guest_kernels.rs"));
 
 /// The ELF image of the bare-metal guest called `name`.
 pub fn bare_metal(name: &str) -> Option<&'static [u8]> {
-    GUEST_KERNELS.iter().find(|(guest, _)| *guest == name).map(|(_, image)| *image)
+    GUEST_KERNELS
+        .iter()
+        .find(|(guest, _)| *guest == name)
+        .map(|(_, image)| *image)
 }
 
 #[cfg(test)]
@@ -17,6 +20,10 @@ mod tests {
     fn every_embedded_guest_is_an_elf_image() {
         assert!(bare_metal("hello").is_some());
         assert!(bare_metal("no such guest").is_none());
-        assert!(GUEST_KERNELS.iter().all(|(_, image)| image.starts_with(b"\x7fELF")));
+        assert!(
+            GUEST_KERNELS
+                .iter()
+                .all(|(_, image)| image.starts_with(b"\x7fELF"))
+        );
     }
 }

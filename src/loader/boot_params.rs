@@ -39,16 +39,20 @@ pub(super) fn write_zero_page(
 ) -> Result<(), Error> {
     // A bzImage's own header first; what the loader must fill in is then written over it.
     if let Some(header) = header {
-        write(ram, "boot_params", layout::BOOT_PARAMS + HEADER_OFFSET, header.bytes())?;
+        write(
+            ram,
+            "boot_params",
+            layout::BOOT_PARAMS + HEADER_OFFSET,
+            header.bytes(),
+        )?;
     }
-    let mut params: boot_params = crate::mem::Bytes::read_obj(
-        ram,
-        crate::mem::GuestAddress(layout::BOOT_PARAMS),
-    )
-    .map_err(|_| Error::TooLarge {
-        name: "boot_params".to_owned(),
-        why: "there is no memory below 1 MiB".to_owned(),
-    })?;
+    let mut params: boot_params =
+        crate::mem::Bytes::read_obj(ram, crate::mem::GuestAddress(layout::BOOT_PARAMS)).map_err(
+            |_| Error::TooLarge {
+                name: "boot_params".to_owned(),
+                why: "there is no memory below 1 MiB".to_owned(),
+            },
+        )?;
     let len = initrd.end - initrd.start;
     let (low, high) = (|value: u64| value as u32, |value: u64| (value >> 32) as u32);
     params.hdr.boot_flag = 0xaa55;
@@ -68,15 +72,18 @@ pub(super) fn write_zero_page(
     params.acpi_rsdp_addr = request.rsdp;
     let map = layout::memory_map(request.ram_bytes);
     for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
-        *slot = boot_e820_entry { addr: entry.start, size: entry.len, type_: e820_kind(entry) };
+        *slot = boot_e820_entry {
+            addr: entry.start,
+            size: entry.len,
+            type_: e820_kind(entry),
+        };
     }
     params.e820_entries = map.len() as u8;
-    crate::mem::Bytes::write_obj(ram, params, crate::mem::GuestAddress(layout::BOOT_PARAMS)).map_err(
-        |_| Error::TooLarge {
+    crate::mem::Bytes::write_obj(ram, params, crate::mem::GuestAddress(layout::BOOT_PARAMS))
+        .map_err(|_| Error::TooLarge {
             name: "boot_params".to_owned(),
             why: "there is no memory below 1 MiB".to_owned(),
-        },
-    )
+        })
 }
 
 /// Writes the start info at [`layout::PVH_START_INFO`], its module list and memory map behind it.
@@ -100,8 +107,11 @@ pub(super) fn write_start_info(
         memmap_entries: map.len() as u32,
         ..Default::default()
     };
-    let module =
-        hvm_modlist_entry { paddr: initrd.start, size: initrd.end - initrd.start, ..Default::default() };
+    let module = hvm_modlist_entry {
+        paddr: initrd.start,
+        size: initrd.end - initrd.start,
+        ..Default::default()
+    };
     let mut bytes = as_bytes(&info);
     bytes.extend(as_bytes(&module));
     for entry in &map {

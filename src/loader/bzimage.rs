@@ -37,7 +37,9 @@ impl Header {
         if image.get(MAGIC..MAGIC + 4)? != b"HdrS" {
             return None;
         }
-        let header = Header { bytes: image.get(SETUP_SECTS..HEADER_END)?.to_vec() };
+        let header = Header {
+            bytes: image.get(SETUP_SECTS..HEADER_END)?.to_vec(),
+        };
         (header.number::<2>(VERSION) >= u64::from(OLDEST)).then_some(header)
     }
 
@@ -53,8 +55,14 @@ impl Header {
 
     /// `N` bytes at a file offset as a number; what the header does not reach is zero.
     fn number<const N: usize>(&self, offset: usize) -> u64 {
-        let bytes = self.bytes.iter().skip(offset.saturating_sub(SETUP_SECTS)).take(N);
-        bytes.rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+        let bytes = self
+            .bytes
+            .iter()
+            .skip(offset.saturating_sub(SETUP_SECTS))
+            .take(N);
+        bytes
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte))
     }
 }
 
@@ -66,7 +74,10 @@ pub(super) fn load(
     warnings: &mut Vec<String>,
 ) -> Result<Loaded, Error> {
     let name = request.kernel_name;
-    let damaged = |why: &str| Error::Damaged { name: name.to_owned(), why: why.to_owned() };
+    let damaged = |why: &str| Error::Damaged {
+        name: name.to_owned(),
+        why: why.to_owned(),
+    };
     // Zero means four, for kernels older than anyone remembers.
     let setup = match header.number::<1>(SETUP_SECTS) {
         0 => 4,
@@ -88,23 +99,29 @@ pub(super) fn load(
         payload::Unpacked::Image(image) if image.starts_with(b"\x7fELF") => {
             let loaded = elf::load(ram, name, &image)?;
             // It came out of a bzImage, so it is Linux, whatever its notes say.
-            let rip = if loaded.kind == Kind::Linux64 { loaded.rip } else { loaded.taken.start };
-            return Ok(Loaded { kind: Kind::Linux64, rip, header: Some(header), ..loaded });
+            let rip = if loaded.kind == Kind::Linux64 {
+                loaded.rip
+            } else {
+                loaded.taken.start
+            };
+            return Ok(Loaded {
+                kind: Kind::Linux64,
+                rip,
+                header: Some(header),
+                ..loaded
+            });
         }
         payload::Unpacked::Image(_) => "its payload is not an ELF image",
         payload::Unpacked::Unsupported(format) => format,
     };
-    warnings.push(format!("{name} unpacks itself in the guest, which takes longer: {reason}"));
+    warnings.push(format!(
+        "{name} unpacks itself in the guest, which takes longer: {reason}"
+    ));
     load_unpacker(ram, name, code, header)
 }
 
 /// Loads the protected-mode code as it is; the guest unpacks the kernel.
-fn load_unpacker(
-    ram: &GuestRam,
-    name: &str,
-    code: &[u8],
-    header: Header,
-) -> Result<Loaded, Error> {
+fn load_unpacker(ram: &GuestRam, name: &str, code: &[u8], header: Header) -> Result<Loaded, Error> {
     if header.number::<2>(XLOADFLAGS) as u16 & XLF_KERNEL_64 == 0 {
         return Err(Error::NotAKernel {
             name: name.to_owned(),
@@ -122,5 +139,10 @@ fn load_unpacker(
     }
     write(ram, name, start, code)?;
     let rip = start.saturating_add(ENTRY_64);
-    Ok(Loaded { kind: Kind::Linux64, rip, taken: start..start.saturating_add(len), header: Some(header) })
+    Ok(Loaded {
+        kind: Kind::Linux64,
+        rip,
+        taken: start..start.saturating_add(len),
+        header: Some(header),
+    })
 }

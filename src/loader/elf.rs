@@ -26,7 +26,10 @@ pub(super) fn load(ram: &GuestRam, name: &str, image: &[u8]) -> Result<Loaded, E
 }
 
 fn damaged(name: &str, why: impl Into<String>) -> Error {
-    Error::Damaged { name: name.to_owned(), why: why.into() }
+    Error::Damaged {
+        name: name.to_owned(),
+        why: why.into(),
+    }
 }
 
 fn load_class<H: FileHeader<Endian = Le>>(
@@ -35,7 +38,12 @@ fn load_class<H: FileHeader<Endian = Le>>(
     image: &[u8],
 ) -> Result<Loaded, Error> {
     let header = H::parse(image).map_err(|_| damaged(name, "its ELF header is cut short"))?;
-    let refuse = |why| Err(Error::NotAKernel { name: name.to_owned(), why });
+    let refuse = |why| {
+        Err(Error::NotAKernel {
+            name: name.to_owned(),
+            why,
+        })
+    };
     if header.is_big_endian() {
         return refuse("it is an ELF for another machine");
     }
@@ -54,7 +62,10 @@ fn load_class<H: FileHeader<Endian = Le>>(
     let mut taken: Vec<Range<u64>> = Vec::new();
     let mut virtual_entry = None;
     let entry: u64 = header.e_entry(Le).into();
-    for segment in headers.iter().filter(|segment| segment.p_type(Le) == elf::PT_LOAD) {
+    for segment in headers
+        .iter()
+        .filter(|segment| segment.p_type(Le) == elf::PT_LOAD)
+    {
         let memory_len: u64 = segment.p_memsz(Le).into();
         if memory_len == 0 {
             continue;
@@ -62,21 +73,34 @@ fn load_class<H: FileHeader<Endian = Le>>(
         let bytes = segment
             .data(Le, image)
             .map_err(|()| damaged(name, "a segment lies beyond the end of the file"))?;
-        let range = place(ram, name, segment.p_paddr(Le).into(), bytes.len() as u64, memory_len)?;
-        if taken.iter().any(|other| other.start < range.end && range.start < other.end) {
+        let range = place(
+            ram,
+            name,
+            segment.p_paddr(Le).into(),
+            bytes.len() as u64,
+            memory_len,
+        )?;
+        if taken
+            .iter()
+            .any(|other| other.start < range.end && range.start < other.end)
+        {
             return Err(damaged(name, "two of its segments overlap in memory"));
         }
         // RAM is fresh and so zero: what the segment has beyond its bytes needs no writing.
         write(ram, name, range.start, bytes)?;
         let base: u64 = segment.p_vaddr(Le).into();
-        if let Some(offset) = entry.checked_sub(base).filter(|offset| *offset < memory_len) {
+        if let Some(offset) = entry
+            .checked_sub(base)
+            .filter(|offset| *offset < memory_len)
+        {
             virtual_entry = range.start.checked_add(offset);
         }
         taken.push(range);
     }
-    let (Some(start), Some(end)) =
-        (taken.iter().map(|range| range.start).min(), taken.iter().map(|range| range.end).max())
-    else {
+    let (Some(start), Some(end)) = (
+        taken.iter().map(|range| range.start).min(),
+        taken.iter().map(|range| range.end).max(),
+    ) else {
         return refuse("it is an ELF without segments to load");
     };
     let notes = Notes::of::<H>(headers, image);
@@ -87,9 +111,17 @@ fn load_class<H: FileHeader<Endian = Le>>(
         _ => (Kind::Linux64, entry),
     };
     if !taken.iter().any(|range| range.contains(&rip)) {
-        return Err(damaged(name, format!("its entry point {rip:#x} lies in none of its segments")));
+        return Err(damaged(
+            name,
+            format!("its entry point {rip:#x} lies in none of its segments"),
+        ));
     }
-    Ok(Loaded { kind, rip, taken: start..end, header: None })
+    Ok(Loaded {
+        kind,
+        rip,
+        taken: start..end,
+        header: None,
+    })
 }
 
 /// Checks where a segment goes.
@@ -101,13 +133,19 @@ fn place(
     memory_len: u64,
 ) -> Result<Range<u64>, Error> {
     if file_len > memory_len {
-        return Err(damaged(name, "a segment is longer in the file than in memory"));
+        return Err(damaged(
+            name,
+            "a segment is longer in the file than in memory",
+        ));
     }
     let end = start
         .checked_add(memory_len)
         .ok_or_else(|| damaged(name, "a segment leaves the address space"))?;
     if start < layout::HIGH_MEMORY {
-        return Err(damaged(name, format!("a segment at {start:#x} lies below 1 MiB")));
+        return Err(damaged(
+            name,
+            format!("a segment at {start:#x} lies below 1 MiB"),
+        ));
     }
     let len = usize::try_from(memory_len).unwrap_or(usize::MAX);
     if !ram.check_range(GuestAddress(start), len) {
@@ -132,14 +170,17 @@ impl Notes {
     fn of<H: FileHeader<Endian = Le>>(headers: &[H::ProgramHeader], image: &[u8]) -> Notes {
         let mut found = Notes::default();
         for header in headers {
-            let Ok(Some(mut notes)) = header.notes(Le, image) else { continue };
+            let Ok(Some(mut notes)) = header.notes(Le, image) else {
+                continue;
+            };
             // A note that does not parse ends the list: nothing after it can be trusted.
             while let Ok(Some(note)) = notes.next() {
                 match note.name() {
                     b"Linux" => found.linux = true,
                     b"Xen" if note.n_type(Le) == PVH_NOTE => {
                         let bytes = note.desc().iter().take(8).rev();
-                        found.pvh = Some(bytes.fold(0, |value, byte| value << 8 | u64::from(*byte)));
+                        found.pvh =
+                            Some(bytes.fold(0, |value, byte| value << 8 | u64::from(*byte)));
                     }
                     _ => {}
                 }

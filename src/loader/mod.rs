@@ -131,11 +131,17 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<InitState, Error> {
     let entry = match loaded.kind {
         Kind::Linux64 => {
             boot_params::write_zero_page(ram, request, loaded.header.as_ref(), &initrd)?;
-            Entry::Linux64 { rip: loaded.rip, boot_params: layout::BOOT_PARAMS }
+            Entry::Linux64 {
+                rip: loaded.rip,
+                boot_params: layout::BOOT_PARAMS,
+            }
         }
         Kind::Pvh => {
             boot_params::write_start_info(ram, request, &initrd)?;
-            Entry::Pvh { rip: loaded.rip, start_info: layout::PVH_START_INFO }
+            Entry::Pvh {
+                rip: loaded.rip,
+                start_info: layout::PVH_START_INFO,
+            }
         }
     };
     Ok(InitState { entry, warnings })
@@ -154,10 +160,14 @@ fn write_command_line(ram: &GuestRam, line: &str) -> Result<(), Error> {
 
 /// Writes to guest memory; `name` is what does not fit.
 fn write(ram: &GuestRam, name: &str, address: u64, bytes: &[u8]) -> Result<(), Error> {
-    ram.write_slice(bytes, GuestAddress(address)).map_err(|_| Error::TooLarge {
-        name: name.to_owned(),
-        why: format!("there is no memory for {} bytes at {address:#x}", bytes.len()),
-    })
+    ram.write_slice(bytes, GuestAddress(address))
+        .map_err(|_| Error::TooLarge {
+            name: name.to_owned(),
+            why: format!(
+                "there is no memory for {} bytes at {address:#x}",
+                bytes.len()
+            ),
+        })
 }
 
 /// Puts the initial RAM disks as high as the kernel can reach, and returns where they lie.
@@ -172,8 +182,14 @@ fn place_initrds(
     if len == 0 {
         return Ok(0..0);
     }
-    let reach = loaded.header.as_ref().map_or(u64::from(u32::MAX), bzimage::Header::initrd_reach);
-    let top = request.ram_bytes.min(layout::HOLE.start).min(reach.saturating_add(1));
+    let reach = loaded
+        .header
+        .as_ref()
+        .map_or(u64::from(u32::MAX), bzimage::Header::initrd_reach);
+    let top = request
+        .ram_bytes
+        .min(layout::HOLE.start)
+        .min(reach.saturating_add(1));
     let start = top.checked_sub(len).map(|start| start / PAGE * PAGE);
     let Some(start) = start.filter(|start| *start >= loaded.taken.end) else {
         let room = top.saturating_sub(loaded.taken.end);
@@ -182,7 +198,11 @@ fn place_initrds(
                 [(name, _)] => name.clone(),
                 several => format!("the sum of {} initrds", several.len()),
             },
-            why: format!("it takes {} KiB, and the kernel leaves {} KiB", len >> 10, room >> 10),
+            why: format!(
+                "it takes {} KiB, and the kernel leaves {} KiB",
+                len >> 10,
+                room >> 10
+            ),
         });
     };
     let mut at = start;

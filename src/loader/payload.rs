@@ -26,7 +26,10 @@ const LZO: &[u8] = &[0x89, b'L', b'Z', b'O'];
 
 /// Unpacks `packed`, which belongs to the image called `name`, for a guest with `ram_bytes` of memory.
 pub(super) fn unpack(name: &str, packed: &[u8], ram_bytes: u64) -> Result<Unpacked, Error> {
-    let damaged = |why: String| Error::Damaged { name: name.to_owned(), why };
+    let damaged = |why: String| Error::Damaged {
+        name: name.to_owned(),
+        why,
+    };
     for (magic, why) in [
         (LZMA, "sarang does not unpack lzma"),
         (LZO, "sarang does not unpack lzo"),
@@ -39,8 +42,9 @@ pub(super) fn unpack(name: &str, packed: &[u8], ram_bytes: u64) -> Result<Unpack
     if !known.iter().any(|magic| packed.starts_with(magic)) {
         return Ok(Unpacked::Unsupported("its compression is not known"));
     }
-    let (data, size) =
-        packed.split_last_chunk::<4>().ok_or_else(|| damaged("its payload is cut short".into()))?;
+    let (data, size) = packed
+        .split_last_chunk::<4>()
+        .ok_or_else(|| damaged("its payload is cut short".into()))?;
     let size = u32::from_le_bytes(*size);
     if u64::from(size) > ram_bytes {
         return Err(Error::TooLarge {
@@ -67,14 +71,19 @@ pub(super) fn unpack(name: &str, packed: &[u8], ram_bytes: u64) -> Result<Unpack
     if image.len() == size {
         Ok(Unpacked::Image(image))
     } else {
-        Err(damaged(format!("its payload unpacks to {} bytes instead of {size}", image.len())))
+        Err(damaged(format!(
+            "its payload unpacks to {} bytes instead of {size}",
+            image.len()
+        )))
     }
 }
 
 /// Reads at most `size` bytes and one more, by which a stream that is too long shows.
 fn read_bounded(reader: impl Read, size: usize) -> io::Result<Vec<u8>> {
     let mut image = Vec::with_capacity(size.saturating_add(1));
-    reader.take((size as u64).saturating_add(1)).read_to_end(&mut image)?;
+    reader
+        .take((size as u64).saturating_add(1))
+        .read_to_end(&mut image)?;
     Ok(image)
 }
 

@@ -31,9 +31,17 @@ fn elf(segments: &[(u64, &[u8], u64)], note: Option<(&[u8], u32, &[u8])>) -> Vec
     image.resize(16, 0);
     image.extend([2, 0, 0x3e, 0, 1, 0, 0, 0]);
     let entry = segments.first().map_or(0, |segment| segment.0);
-    image.extend([entry, 64, 0].iter().flat_map(|value: &u64| value.to_le_bytes()));
+    image.extend(
+        [entry, 64, 0]
+            .iter()
+            .flat_map(|value: &u64| value.to_le_bytes()),
+    );
     image.extend([0; 4]);
-    image.extend([64_u16, 56, count as u16, 64, 0, 0].iter().flat_map(|value| value.to_le_bytes()));
+    image.extend(
+        [64_u16, 56, count as u16, 64, 0, 0]
+            .iter()
+            .flat_map(|value| value.to_le_bytes()),
+    );
     let mut data = Vec::new();
     let mut header = |kind: u32, address: u64, bytes: &[u8], len: u64, data: &mut Vec<u8>| {
         let offset = 64 + 56 * count as u64 + data.len() as u64;
@@ -52,7 +60,10 @@ fn elf(segments: &[(u64, &[u8], u64)], note: Option<(&[u8], u32, &[u8])>) -> Vec
             bytes.extend(value.to_le_bytes());
         }
         bytes.extend(owner);
-        bytes.resize(bytes.len().next_multiple_of(4) + if owner.len() % 4 == 0 { 4 } else { 0 }, 0);
+        bytes.resize(
+            bytes.len().next_multiple_of(4) + if owner.len() % 4 == 0 { 4 } else { 0 },
+            0,
+        );
         bytes.extend(desc);
         header(4, 0, &bytes, bytes.len() as u64, &mut data);
     }
@@ -61,7 +72,10 @@ fn elf(segments: &[(u64, &[u8], u64)], note: Option<(&[u8], u32, &[u8])>) -> Vec
 }
 
 fn kernel_elf() -> Vec<u8> {
-    elf(&[(0x100_0000, &[0x90; 5000], 9000)], Some((b"Linux", 0x100, b"salt")))
+    elf(
+        &[(0x100_0000, &[0x90; 5000], 9000)],
+        Some((b"Linux", 0x100, b"salt")),
+    )
 }
 
 /// A bzImage around a payload that is compressed already, with the size word appended.
@@ -100,7 +114,12 @@ fn compressed(data: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     bzip2.write_all(data).unwrap();
     let zstd =
         ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Uncompressed);
-    vec![("gzip", gzip), ("bzip2", bzip2.finish().unwrap()), ("lz4", lz4(data)), ("zstd", zstd)]
+    vec![
+        ("gzip", gzip),
+        ("bzip2", bzip2.finish().unwrap()),
+        ("lz4", lz4(data)),
+        ("zstd", zstd),
+    ]
 }
 
 #[test]
@@ -108,15 +127,35 @@ fn a_linux_elf_is_entered_by_the_linux_protocol_and_a_pvh_elf_by_pvh() {
     let memory = ram(64);
     let image = kernel_elf();
     let state = load(&memory, &request(&image, &[])).unwrap();
-    assert_eq!(state.entry, Entry::Linux64 { rip: 0x100_0000, boot_params: layout::BOOT_PARAMS });
-    assert_eq!(memory.read_obj::<u8>(GuestAddress(0x100_0000 + 4999)).unwrap(), 0x90);
-    assert_eq!(memory.read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + 0x202)).unwrap(), {
-        u32::from_le_bytes(*b"HdrS")
-    });
+    assert_eq!(
+        state.entry,
+        Entry::Linux64 {
+            rip: 0x100_0000,
+            boot_params: layout::BOOT_PARAMS
+        }
+    );
+    assert_eq!(
+        memory
+            .read_obj::<u8>(GuestAddress(0x100_0000 + 4999))
+            .unwrap(),
+        0x90
+    );
+    assert_eq!(
+        memory
+            .read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + 0x202))
+            .unwrap(),
+        { u32::from_le_bytes(*b"HdrS") }
+    );
     let note = 0x20_0010_u32.to_le_bytes();
     let image = elf(&[(0x20_0000, &[0x90; 64], 64)], Some((b"Xen", 18, &note)));
     let state = load_bytes(&image).unwrap();
-    assert_eq!(state.entry, Entry::Pvh { rip: 0x20_0010, start_info: layout::PVH_START_INFO });
+    assert_eq!(
+        state.entry,
+        Entry::Pvh {
+            rip: 0x20_0010,
+            start_info: layout::PVH_START_INFO
+        }
+    );
 }
 
 #[test]
@@ -125,17 +164,36 @@ fn a_bzimage_is_unpacked_on_the_host_whatever_its_compression() {
     for (name, payload) in compressed(&inner) {
         let state = load_bytes(&bzimage(&payload, inner.len() as u32))
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(matches!(state.entry, Entry::Linux64 { rip: 0x100_0000, .. }), "{name}");
+        assert!(
+            matches!(
+                state.entry,
+                Entry::Linux64 {
+                    rip: 0x100_0000,
+                    ..
+                }
+            ),
+            "{name}"
+        );
         assert!(state.warnings.is_empty(), "{name}");
     }
 }
 
 #[test]
 fn a_payload_that_only_the_guest_can_unpack_gives_one_warning() {
-    for payload in [&[0x5d, 0, 0, 0, 4][..], &[0x89, b'L', b'Z', b'O', 0], b"what is this?"] {
+    for payload in [
+        &[0x5d, 0, 0, 0, 4][..],
+        &[0x89, b'L', b'Z', b'O', 0],
+        b"what is this?",
+    ] {
         let state = load_bytes(&bzimage(payload, 100)).unwrap();
         assert_eq!(state.warnings.len(), 1);
-        assert!(matches!(state.entry, Entry::Linux64 { rip: 0x100_0200, .. }));
+        assert!(matches!(
+            state.entry,
+            Entry::Linux64 {
+                rip: 0x100_0200,
+                ..
+            }
+        ));
     }
 }
 
@@ -145,9 +203,17 @@ fn a_damaged_payload_is_an_error_not_a_fallback() {
     let size = inner.len() as u32;
     for (name, payload) in compressed(&inner) {
         let cut = &payload[..payload.len() / 2];
-        assert!(matches!(load_bytes(&bzimage(cut, size)), Err(Error::Damaged { .. })), "{name}");
-        let huge = load_bytes(&bzimage(&payload, u32::MAX)).unwrap_err().to_string();
-        assert!(huge.contains("claims to unpack to 4095 MiB"), "{name}: {huge}");
+        assert!(
+            matches!(load_bytes(&bzimage(cut, size)), Err(Error::Damaged { .. })),
+            "{name}"
+        );
+        let huge = load_bytes(&bzimage(&payload, u32::MAX))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            huge.contains("claims to unpack to 4095 MiB"),
+            "{name}: {huge}"
+        );
         let wrong = load_bytes(&bzimage(&payload, size - 1));
         assert!(matches!(wrong, Err(Error::Damaged { .. })), "{name}");
     }
@@ -165,9 +231,18 @@ fn elf_files_that_lie_about_their_segments_are_refused() {
         (elf(&[(0x10_0000, &long, 1 << 50)], None), "--mem"),
         (elf(&[(u64::MAX - 8, &long, 64)], None), "address space"),
         (elf(&[(0x10_0000, &long, 32)], None), "longer in the file"),
-        (elf(&[(0x10_0000, &long, 4096), (0x10_0800, &long, 64)], None), "overlap"),
+        (
+            elf(&[(0x10_0000, &long, 4096), (0x10_0800, &long, 64)], None),
+            "overlap",
+        ),
         (elf(&[], None), "without segments"),
-        (elf(&[(0x10_0000, &long, 64)], Some((b"Xen", 18, &[0, 0, 0, 0x40]))), "entry point"),
+        (
+            elf(
+                &[(0x10_0000, &long, 64)],
+                Some((b"Xen", 18, &[0, 0, 0, 0x40])),
+            ),
+            "entry point",
+        ),
     ];
     for (image, words) in cases {
         let error = load_bytes(image).unwrap_err().to_string();
@@ -180,15 +255,26 @@ fn initrds_are_concatenated_below_the_top_of_memory() {
     let memory = ram(64);
     let initrds = [("a".to_owned(), vec![1; 5]), ("b".to_owned(), vec![2; 4])];
     load(&memory, &request(&kernel_elf(), &initrds)).unwrap();
-    let at = memory.read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + 0x218)).unwrap();
-    let len = memory.read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + 0x21c)).unwrap();
+    let at = memory
+        .read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + 0x218))
+        .unwrap();
+    let len = memory
+        .read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + 0x21c))
+        .unwrap();
     assert_eq!((at % 4096, len), (0, 12));
     let mut bytes = [0; 12];
-    memory.read_slice(&mut bytes, GuestAddress(at.into())).unwrap();
+    memory
+        .read_slice(&mut bytes, GuestAddress(at.into()))
+        .unwrap();
     assert_eq!(bytes, [1, 1, 1, 1, 1, 0, 0, 0, 2, 2, 2, 2]);
     let big = [("big".to_owned(), vec![0; 60 << 20])];
-    let error = load(&memory, &request(&kernel_elf(), &big)).unwrap_err().to_string();
-    assert!(error.starts_with("big does not fit") && error.contains("--mem"), "{error}");
+    let error = load(&memory, &request(&kernel_elf(), &big))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("big does not fit") && error.contains("--mem"),
+        "{error}"
+    );
 }
 
 #[test]

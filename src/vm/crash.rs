@@ -33,7 +33,11 @@ pub(super) fn report(vcpu: u32, site: &CrashSite, ram: &GuestRam) -> String {
         let bytes = instruction_bytes(site, ram);
         let rip = registers.general.rip;
         // Writing to a string does not fail.
-        let _ = write!(text, "\n  at {rip:#018x}: {}", disassemble(registers, &bytes));
+        let _ = write!(
+            text,
+            "\n  at {rip:#018x}: {}",
+            disassemble(registers, &bytes)
+        );
         let _ = write!(text, "\n{}", dump(registers));
     }
     text.push_str(
@@ -51,7 +55,9 @@ fn instruction_bytes(site: &CrashSite, ram: &GuestRam) -> Vec<u8> {
         return error.instruction.clone();
     }
     let mut bytes = [0; INSTRUCTION_MAX];
-    let read = site.instruction_at.and_then(|at| ram.read(&mut bytes, GuestAddress(at)).ok());
+    let read = site
+        .instruction_at
+        .and_then(|at| ram.read(&mut bytes, GuestAddress(at)).ok());
     bytes.into_iter().take(read.unwrap_or(0)).collect()
 }
 
@@ -69,19 +75,47 @@ fn disassemble(registers: &Registers, bytes: &[u8]) -> String {
     let instruction = decoder.decode();
     let mut text = String::new();
     IntelFormatter::new().format(&instruction, &mut text);
-    let hex: Vec<String> =
-        bytes.iter().take(instruction.len()).map(|byte| format!("{byte:02x}")).collect();
+    let hex: Vec<String> = bytes
+        .iter()
+        .take(instruction.len())
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!("{text}  ({})", hex.join(" "))
 }
 
 fn dump(registers: &Registers) -> String {
     let (general, special) = (&registers.general, &registers.special);
     let lines = [
-        [("rax", general.rax), ("rbx", general.rbx), ("rcx", general.rcx), ("rdx", general.rdx)],
-        [("rsi", general.rsi), ("rdi", general.rdi), ("rsp", general.rsp), ("rbp", general.rbp)],
-        [("r8 ", general.r8), ("r9 ", general.r9), ("r10", general.r10), ("r11", general.r11)],
-        [("r12", general.r12), ("r13", general.r13), ("r14", general.r14), ("r15", general.r15)],
-        [("cr0", special.cr0), ("cr2", special.cr2), ("cr3", special.cr3), ("cr4", special.cr4)],
+        [
+            ("rax", general.rax),
+            ("rbx", general.rbx),
+            ("rcx", general.rcx),
+            ("rdx", general.rdx),
+        ],
+        [
+            ("rsi", general.rsi),
+            ("rdi", general.rdi),
+            ("rsp", general.rsp),
+            ("rbp", general.rbp),
+        ],
+        [
+            ("r8 ", general.r8),
+            ("r9 ", general.r9),
+            ("r10", general.r10),
+            ("r11", general.r11),
+        ],
+        [
+            ("r12", general.r12),
+            ("r13", general.r13),
+            ("r14", general.r14),
+            ("r15", general.r15),
+        ],
+        [
+            ("cr0", special.cr0),
+            ("cr2", special.cr2),
+            ("cr3", special.cr3),
+            ("cr4", special.cr4),
+        ],
         [
             ("rfl", general.rflags),
             ("efr", special.efer),
@@ -96,7 +130,11 @@ fn dump(registers: &Registers) -> String {
             .collect::<Vec<_>>()
             .join("  ")
     };
-    lines.iter().map(|registers| format!("  {}", line(registers))).collect::<Vec<_>>().join("\n")
+    lines
+        .iter()
+        .map(|registers| format!("  {}", line(registers)))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]
@@ -108,18 +146,25 @@ mod tests {
     #[test]
     fn the_report_names_the_instruction_and_where_it_is() {
         let ram = mem::allocate(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        ram.write_slice(&[0x66, 0x0f, 0xef, 0xc0], GuestAddress(0x1000)).unwrap();
+        ram.write_slice(&[0x66, 0x0f, 0xef, 0xc0], GuestAddress(0x1000))
+            .unwrap();
         let mut registers = Registers::default();
         registers.general.rip = 0xffff_ffff_8100_1000;
         registers.special.cs.l = 1;
         let site = CrashSite {
-            cause: CrashCause::InternalError(InternalError { suberror: 1, ..Default::default() }),
+            cause: CrashCause::InternalError(InternalError {
+                suberror: 1,
+                ..Default::default()
+            }),
             registers: Some(registers),
             instruction_at: Some(0x1000),
         };
         let text = report(2, &site, &ram);
         assert!(text.contains("vCPU 2"), "{text}");
-        assert!(text.contains("0xffffffff81001000: pxor xmm0,xmm0  (66 0f ef c0)"), "{text}");
+        assert!(
+            text.contains("0xffffffff81001000: pxor xmm0,xmm0  (66 0f ef c0)"),
+            "{text}"
+        );
         assert!(text.contains("sarang doctor"), "{text}");
     }
 }

@@ -2,14 +2,14 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use sarang::backend::console::{Console, ConsoleKind};
+//! use sarang::backend::console::{Console, Kind};
 //! use sarang::hv::kvm::Kvm;
 //! use sarang::vm::{Image, Machine, Spec};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let host = Kvm::open(Path::new("/dev/kvm"))?;
 //! let spec = Spec::new(Image::read(Path::new("hello.elf"))?);
-//! let report = Machine::new(&host, spec, Console::open(&ConsoleKind::Stdio)?)?.run()?;
+//! let report = Machine::new(&host, spec, Console::open(&Kind::Stdio)?)?.run()?;
 //! println!("{}", report.outcome);
 //! # Ok(())
 //! # }
@@ -58,7 +58,10 @@ impl Image {
     /// One sentence that names the file and what is wrong with it.
     pub fn read(path: &Path) -> Result<Image, Error> {
         let bytes = loader::read_image(path)?;
-        Ok(Image { name: path.display().to_string(), bytes })
+        Ok(Image {
+            name: path.display().to_string(),
+            bytes,
+        })
     }
 }
 
@@ -165,13 +168,19 @@ impl MachineHandle {
     }
 
     fn send(&self, message: Message) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        self.messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(message);
         // The event loop returns, and the machine's thread sees to its messages.
         self.worker.stop();
     }
 
     fn next(&self) -> Option<Message> {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
     }
 }
 
@@ -215,13 +224,21 @@ impl Machine {
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
 
         let mut worker = EventLoop::new()?;
-        let handle = MachineHandle { messages: Arc::default(), worker: worker.handle() };
+        let handle = MachineHandle {
+            messages: Arc::default(),
+            worker: worker.handle(),
+        };
         let panic_watch = Arc::new(Mutex::new(PanicWatch::default()));
         let (watch, keys) = (Arc::clone(&panic_watch), handle.clone());
         console.attach(
             &mut worker,
             board.com1.clone(),
-            Box::new(move |bytes| watch.lock().unwrap_or_else(PoisonError::into_inner).see(bytes)),
+            Box::new(move |bytes| {
+                watch
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .see(bytes)
+            }),
             Box::new(move |key| {
                 if key == Key::Quit {
                     keys.stop(StoppedBy::Interrupt);
@@ -260,7 +277,7 @@ impl Machine {
         self.worker.add(
             signals.fd()?,
             worker::Interest::READ,
-            Box::new(move |worker, _| {
+            Box::new(move |worker, _, _| {
                 while let Some(signal) = signals.next() {
                     let by = match signal {
                         libc::SIGINT => StoppedBy::Interrupt,
@@ -287,18 +304,23 @@ impl Machine {
         let start = Instant::now();
         if let Some(timeout) = self.timeout {
             let handle = self.handle();
-            self.worker.after(timeout, Box::new(move |_| handle.send(Message::TimeoutPassed)));
+            self.worker.after(
+                timeout,
+                Box::new(move |_| handle.send(Message::TimeoutPassed)),
+            );
         }
         let handle = self.handle();
-        let on_end: OnEnd =
-            Arc::new(move |vcpu, end| handle.send(Message::VcpuEnded(vcpu, end)));
+        let on_end: OnEnd = Arc::new(move |vcpu, end| handle.send(Message::VcpuEnded(vcpu, end)));
         let mut threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &self.bus, &on_end)?;
         threads.resume();
         let ended = self.wait(&threads);
         threads.stop();
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
-        let patience = matches!(ended, Ok(Outcome::TimedOut { .. } | Outcome::Stopped { .. }))
-            .then_some(Duration::from_secs(1));
+        let patience = matches!(
+            ended,
+            Ok(Outcome::TimedOut { .. } | Outcome::Stopped { .. })
+        )
+        .then_some(Duration::from_secs(1));
         self.console.finish(patience);
         self.bus.flush_trace();
         let outcome = self.with_panic(ended?);
@@ -343,9 +365,9 @@ impl Machine {
             VcpuEnd::Action(Action::Exit(code)) => Outcome::Exited { code },
             VcpuEnd::Action(Action::Panic) => Outcome::Panicked { message: None },
             VcpuEnd::TripleFault => Outcome::TripleFaulted,
-            VcpuEnd::Crash(site) => {
-                Outcome::InternalError { report: crash::report(vcpu, &site, &self.ram) }
-            }
+            VcpuEnd::Crash(site) => Outcome::InternalError {
+                report: crash::report(vcpu, &site, &self.ram),
+            },
             VcpuEnd::Failed(error) => return Err(error.into()),
             VcpuEnd::Action(Action::Continue) | VcpuEnd::Stopped => return Ok(None),
         }))
@@ -353,7 +375,11 @@ impl Machine {
 
     /// A reset or triple fault after a panic message *is* the panic.
     fn with_panic(&self, outcome: Outcome) -> Outcome {
-        let message = self.panic_watch.lock().unwrap_or_else(PoisonError::into_inner).message();
+        let message = self
+            .panic_watch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .message();
         match outcome {
             Outcome::Rebooted | Outcome::TripleFaulted if message.is_some() => {
                 Outcome::Panicked { message }
@@ -369,13 +395,20 @@ fn fill(ram: &GuestRam, spec: &Spec, board: &Board) -> Result<Entry, Error> {
     let acpi = board.acpi_tables(spec.cpus)?;
     for (address, bytes) in [
         (layout::GDT, registers::gdt()),
-        (layout::PAGE_TABLES, paging::identity_map(layout::PAGE_TABLES)),
+        (
+            layout::PAGE_TABLES,
+            paging::identity_map(layout::PAGE_TABLES),
+        ),
         (layout::ACPI_TABLES.start, acpi),
     ] {
-        ram.write_slice(&bytes, GuestAddress(address)).map_err(|_| Error::NoLowMemory)?;
+        ram.write_slice(&bytes, GuestAddress(address))
+            .map_err(|_| Error::NoLowMemory)?;
     }
-    let initrds: Vec<(String, Vec<u8>)> =
-        spec.initrds.iter().map(|image| (image.name.clone(), image.bytes.clone())).collect();
+    let initrds: Vec<(String, Vec<u8>)> = spec
+        .initrds
+        .iter()
+        .map(|image| (image.name.clone(), image.bytes.clone()))
+        .collect();
     let state = loader::load(
         ram,
         &loader::Request {

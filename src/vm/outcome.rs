@@ -55,8 +55,12 @@ impl Outcome {
             Outcome::TripleFaulted => 81,
             Outcome::InternalError { .. } => 82,
             Outcome::TimedOut { .. } => 124,
-            Outcome::Stopped { by: StoppedBy::Interrupt } => 130,
-            Outcome::Stopped { by: StoppedBy::Terminate } => 143,
+            Outcome::Stopped {
+                by: StoppedBy::Interrupt,
+            } => 130,
+            Outcome::Stopped {
+                by: StoppedBy::Terminate,
+            } => 143,
         }
     }
 }
@@ -71,18 +75,20 @@ impl fmt::Display for Outcome {
                 let limit = Duration::from_millis(*limit_ms);
                 write!(f, "the guest did not end within {limit:?}")
             }
-            Outcome::Panicked { message: Some(message) } => {
+            Outcome::Panicked {
+                message: Some(message),
+            } => {
                 write!(f, "the guest kernel panicked: {message}")
             }
             Outcome::Panicked { message: None } => f.write_str("the guest kernel panicked"),
             Outcome::TripleFaulted => f.write_str("the guest triple-faulted"),
             Outcome::InternalError { report } => f.write_str(report),
-            Outcome::Stopped { by: StoppedBy::Interrupt } => {
-                f.write_str("the guest was stopped by an interrupt")
-            }
-            Outcome::Stopped { by: StoppedBy::Terminate } => {
-                f.write_str("the guest was stopped by a termination signal")
-            }
+            Outcome::Stopped {
+                by: StoppedBy::Interrupt,
+            } => f.write_str("the guest was stopped by an interrupt"),
+            Outcome::Stopped {
+                by: StoppedBy::Terminate,
+            } => f.write_str("the guest was stopped by a termination signal"),
         }
     }
 }
@@ -96,12 +102,30 @@ mod tests {
         let table = [
             (Outcome::PoweredOff, 0, r#"{"outcome":"powered-off"}"#),
             (Outcome::Rebooted, 0, r#"{"outcome":"rebooted"}"#),
-            (Outcome::Exited { code: 42 }, 42, r#"{"outcome":"exited","code":42}"#),
-            (Outcome::TimedOut { limit_ms: 5 }, 124, r#"{"outcome":"timed-out","limit_ms":5}"#),
-            (Outcome::Panicked { message: None }, 80, r#"{"outcome":"panicked","message":null}"#),
-            (Outcome::TripleFaulted, 81, r#"{"outcome":"triple-faulted"}"#),
             (
-                Outcome::Stopped { by: StoppedBy::Terminate },
+                Outcome::Exited { code: 42 },
+                42,
+                r#"{"outcome":"exited","code":42}"#,
+            ),
+            (
+                Outcome::TimedOut { limit_ms: 5 },
+                124,
+                r#"{"outcome":"timed-out","limit_ms":5}"#,
+            ),
+            (
+                Outcome::Panicked { message: None },
+                80,
+                r#"{"outcome":"panicked","message":null}"#,
+            ),
+            (
+                Outcome::TripleFaulted,
+                81,
+                r#"{"outcome":"triple-faulted"}"#,
+            ),
+            (
+                Outcome::Stopped {
+                    by: StoppedBy::Terminate,
+                },
                 143,
                 r#"{"outcome":"stopped","by":"terminate"}"#,
             ),
@@ -110,6 +134,12 @@ mod tests {
             assert_eq!(outcome.exit_code(), code);
             assert_eq!(serde_json::to_string(&outcome).unwrap(), json);
         }
-        assert_eq!(Outcome::InternalError { report: String::new() }.exit_code(), 82);
+        assert_eq!(
+            Outcome::InternalError {
+                report: String::new()
+            }
+            .exit_code(),
+            82
+        );
     }
 }

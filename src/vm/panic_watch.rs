@@ -40,8 +40,13 @@ impl PanicWatch {
         let text = String::from_utf8_lossy(&line);
         let text = text.trim();
         // Only printk's time stamp may stand before it, or else it is somebody quoting a panic.
-        let text = match text.strip_prefix('[').and_then(|rest| rest.split_once("] ")) {
-            Some((stamp, rest)) if stamp.trim().chars().all(|c| c.is_ascii_digit() || c == '.') => rest,
+        let text = match text
+            .strip_prefix('[')
+            .and_then(|rest| rest.split_once("] "))
+        {
+            Some((stamp, rest)) if stamp.trim().chars().all(|c| c.is_ascii_digit() || c == '.') => {
+                rest
+            }
             _ => text,
         };
         self.message = text.strip_prefix(MARK).map(str::to_owned);
@@ -65,7 +70,11 @@ mod tests {
         let expected = Some("VFS: Unable to mount root fs".to_owned());
         for pieces in [
             &["[    1.5] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n"][..],
-            &["x\nKernel pan", "ic - not syncing: VFS: Unable to mount", " root fs"][..],
+            &[
+                "x\nKernel pan",
+                "ic - not syncing: VFS: Unable to mount",
+                " root fs",
+            ][..],
         ] {
             assert_eq!(watch(pieces), expected);
         }

@@ -1,19 +1,22 @@
 //! Whole machines on the scripted hypervisor: what a guest does, and what the run comes to.
 
 use super::*;
-use crate::backend::console::ConsoleKind;
+use crate::backend::console::Kind;
 use crate::guest;
 use crate::hv::fake::{FakeHypervisor, Step, Transcript};
 
 fn spec() -> Spec {
     let bytes = guest::bare_metal("hello").unwrap().to_vec();
-    Spec::new(Image { name: "hello".to_owned(), bytes })
+    Spec::new(Image {
+        name: "hello".to_owned(),
+        bytes,
+    })
 }
 
 fn run(script: Vec<Step>, spec: Spec) -> (Report, Arc<Transcript>) {
     let host = FakeHypervisor::new(script);
     let transcript = host.transcript();
-    let console = Console::open(&ConsoleKind::Off).unwrap();
+    let console = Console::open(&Kind::Off).unwrap();
     let report = Machine::new(&host, spec, console).unwrap().run().unwrap();
     (report, transcript)
 }
@@ -23,17 +26,28 @@ fn outcome(script: Vec<Step>) -> Outcome {
 }
 
 fn printed(text: &str) -> Vec<Step> {
-    text.bytes().map(|byte| Step::Out(board::COM1, vec![byte])).collect()
+    text.bytes()
+        .map(|byte| Step::Out(board::COM1, vec![byte]))
+        .collect()
 }
 
 #[test]
 fn each_register_that_ends_a_run_does_so() {
     let cases = [
-        (Step::Out(board::PM, vec![5 << 2 | 1 << 5]), Outcome::PoweredOff),
+        (
+            Step::Out(board::PM, vec![5 << 2 | 1 << 5]),
+            Outcome::PoweredOff,
+        ),
         (Step::Out(board::PM + 2, vec![1]), Outcome::Rebooted),
-        (Step::Out(board::I8042_COMMAND, vec![0xfe]), Outcome::Rebooted),
+        (
+            Step::Out(board::I8042_COMMAND, vec![0xfe]),
+            Outcome::Rebooted,
+        ),
         (Step::Out(board::EXIT, vec![3]), Outcome::Exited { code: 3 }),
-        (Step::Out(board::PVPANIC, vec![1]), Outcome::Panicked { message: None }),
+        (
+            Step::Out(board::PVPANIC, vec![1]),
+            Outcome::Panicked { message: None },
+        ),
         (Step::Shutdown, Outcome::TripleFaulted),
         (Step::SystemEvent(2), Outcome::Rebooted),
     ];
@@ -52,7 +66,10 @@ fn a_reset_after_a_panic_message_is_the_panic() {
 
 #[test]
 fn a_guest_that_waits_for_ever_meets_its_time_limit() {
-    let spec = Spec { timeout: Some(Duration::from_millis(20)), ..spec() };
+    let spec = Spec {
+        timeout: Some(Duration::from_millis(20)),
+        ..spec()
+    };
     let (report, _) = run(vec![Step::Hlt], spec);
     assert_eq!(report.outcome, Outcome::TimedOut { limit_ms: 20 });
     assert_eq!(report.exit_code, 124);
@@ -60,22 +77,36 @@ fn a_guest_that_waits_for_ever_meets_its_time_limit() {
 
 #[test]
 fn what_kvm_cannot_serve_ends_with_a_report() {
-    let error = hv::InternalError { suberror: 1, instruction: vec![0xcc] };
+    let error = hv::InternalError {
+        suberror: 1,
+        instruction: vec![0xcc],
+    };
     let Outcome::InternalError { report } = outcome(vec![Step::InternalError(error)]) else {
         panic!("not an internal error")
     };
-    assert!(report.contains("int3") && report.contains("sarang doctor"), "{report}");
+    assert!(
+        report.contains("int3") && report.contains("sarang doctor"),
+        "{report}"
+    );
 }
 
 #[test]
 fn ram_registers_and_interrupt_lines_are_set_up_before_the_first_instruction() {
-    let spec = Spec { cpus: 3, ram_bytes: 4 << 30, ..spec() };
+    let spec = Spec {
+        cpus: 3,
+        ram_bytes: 4 << 30,
+        ..spec()
+    };
     let (_, transcript) = run(vec![Step::Shutdown], spec);
     let memory = transcript.memory();
     assert_eq!(memory.iter().map(|slot| slot.len).sum::<u64>(), 4 << 30);
     assert_eq!(memory[1].guest, 4 << 30);
     let registers = transcript.registers();
-    assert_eq!(registers.len(), 1, "only the first vCPU is at an entry; the others wait for SIPI");
+    assert_eq!(
+        registers.len(),
+        1,
+        "only the first vCPU is at an entry; the others wait for SIPI"
+    );
     assert_eq!(registers[0].1.general.rbx, layout::PVH_START_INFO);
     let mut lines = transcript.interrupts();
     lines.sort_unstable();
@@ -85,7 +116,7 @@ fn ram_registers_and_interrupt_lines_are_set_up_before_the_first_instruction() {
 #[test]
 fn a_machine_pauses_resumes_and_stops_from_another_thread() {
     let host = FakeHypervisor::new(vec![]);
-    let console = Console::open(&ConsoleKind::Off).unwrap();
+    let console = Console::open(&Kind::Off).unwrap();
     let machine = Machine::new(&host, Spec { cpus: 4, ..spec() }, console).unwrap();
     let handle = machine.handle();
     let other = std::thread::spawn(move || {
@@ -96,5 +127,10 @@ fn a_machine_pauses_resumes_and_stops_from_another_thread() {
     });
     let report = machine.run().unwrap();
     other.join().unwrap();
-    assert_eq!(report.outcome, Outcome::Stopped { by: StoppedBy::Interrupt });
+    assert_eq!(
+        report.outcome,
+        Outcome::Stopped {
+            by: StoppedBy::Interrupt
+        }
+    );
 }

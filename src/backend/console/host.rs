@@ -170,9 +170,9 @@ pub struct Pty {
 /// Makes a pseudo-terminal in raw mode.
 pub fn pty() -> Result<Pty, Error> {
     let make = || -> Result<Pty, Errno> {
-        let flags =
-            OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC | OpenptFlags::NONBLOCK;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
+        rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
         grantpt(&master)?;
         unlockpt(&master)?;
         let path = ptsname(&master, Vec::new())?;

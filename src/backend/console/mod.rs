@@ -18,7 +18,7 @@ pub use terminal::{RawTerminal, restore_terminal};
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -546,6 +546,3 @@ fn attach_input(input: Input, events: &mut EventLoop, pump: Pump) -> io::Result<
     )?;
     Ok(())
 }
-
-#[cfg(test)]
-mod tests;
