@@ -1,0 +1,89 @@
+# Sourced by the other scripts: the cache, and Debian packages that are used without being installed.
+
+cache=${SARANG_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sarang}
+mkdir -p "$cache"
+
+say() { printf '%s\n' "== $*" >&2; }
+fail() { printf '%s\n' "${0##*/}: $*" >&2; exit 1; }
+
+# need PROGRAM PACKAGE: makes sure that a program is there.
+need() {
+    command -v "$1" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $2"
+        apt-get -qq update
+        DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "$2" >/dev/null
+    fi
+    command -v "$1" >/dev/null || fail "needs $1; install it first (on Debian: apt-get install $2)"
+}
+
+need_rust() {
+    need cc gcc
+    command -v cargo >/dev/null ||
+        fail "needs Rust 1.90 or newer with cargo; install it first (https://rustup.rs)"
+}
+
+# unpack PACKAGE DIRECTORY: downloads a Debian package and unpacks it there, without installing it.
+unpack() {
+    local package=$1 directory=$2 work
+    command -v apt-get >/dev/null || fail "needs Debian's apt-get to download $package"
+    need dpkg-deb dpkg
+    work=$(mktemp -d "$cache/download.XXXXXX")
+    chmod 755 "$work"
+    say "downloading $package"
+    (
+        cd "$work"
+        apt-get -qq download "$package" 2>/dev/null || { apt-get -qq update && apt-get -qq download "$package"; }
+        mkdir tree
+        dpkg-deb -x ./*.deb tree
+    ) >&2 || { rm -rf "$work"; fail "cannot download $package; is the network there?"; }
+    mkdir -p "$(dirname "$directory")"
+    rm -rf "$directory"
+    mv "$work/tree" "$directory"
+    rm -rf "$work"
+}
+
+# versioned META: the package that a metapackage stands for, such as linux-image-6.1.0-50-amd64.
+versioned() {
+    local name
+    for try in 1 2; do
+        name=$(apt-cache depends "$1" 2>/dev/null | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+        [ -n "$name" ] && { echo "$name"; return; }
+        [ "$try" = 2 ] || apt-get -qq update >&2
+    done
+    fail "apt-get knows no package $1"
+}
+
+# The path of a static busybox.
+busybox_path() {
+    [ -x "$cache/busybox/bin/busybox" ] || unpack busybox-static "$cache/busybox"
+    echo "$cache/busybox/bin/busybox"
+}
+
+# kernel META DIRECTORY: unpacks the kernel package behind a metapackage, with its module dependencies worked out.
+kernel() {
+    local meta=$1 directory=$2 version
+    [ -e "$directory/complete" ] && return
+    unpack "$(versioned "$meta")" "$directory"
+    need depmod kmod
+    version=$(basename "$directory"/boot/vmlinuz-*)
+    version=${version#vmlinuz-}
+    PATH=$PATH:/sbin:/usr/sbin depmod -b "$directory" "$version"
+    echo "$version" >"$directory/complete"
+}
+
+# pack DIRECTORY FILE: makes an initial RAM disk of a directory.
+pack() {
+    local busybox
+    busybox=$(busybox_path)
+    (cd "$1" && find . | sort | "$busybox" cpio -o -H newc 2>/dev/null) >"$2.$$"
+    mv "$2.$$" "$2"
+}
+
+# Only one script fills the cache at a time.
+lock_cache() {
+    need flock util-linux
+    exec 9>"$cache/lock"
+    flock 9
+}
+unlock_cache() { exec 9>&-; }
