@@ -1,6 +1,6 @@
 //! The command line: one file a verb, and the words that a person reads.
 //!
-//! One table of flags, the clap structs here and in [`run`], makes the parser, the help, the completions
+//! One table of flags, the clap structs here and in the verbs' files, makes the parser, the help, the completions
 //! and the man page.
 
 mod doctor;

@@ -152,7 +152,7 @@ impl Rtc {
 
 /// A number below 100 as two decimal digits of four bits each.
 fn bcd(value: u8) -> u8 {
-    (value / 10) << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 /// A moment in the Gregorian calendar.

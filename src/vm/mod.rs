@@ -278,7 +278,7 @@ impl Machine {
             signals.fd()?,
             worker::Interest::READ,
             Box::new(move |worker, _, _| {
-                while let Some(signal) = signals.next() {
+                while let Some(signal) = signals.take() {
                     let by = match signal {
                         libc::SIGINT => StoppedBy::Interrupt,
                         _ => StoppedBy::Terminate,

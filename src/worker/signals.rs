@@ -40,7 +40,7 @@ impl Signals {
     }
 
     /// The number of the next waiting signal.
-    pub fn next(&mut self) -> Option<i32> {
+    pub fn take(&mut self) -> Option<i32> {
         let mut info = std::mem::MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let len = std::mem::size_of::<libc::signalfd_siginfo>();
         // SAFETY: the buffer has room for the one record of `len` bytes that is asked for.

@@ -91,37 +91,42 @@ fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
 
 /// Standard output; `None` when it is closed.
 pub fn standard_output() -> Option<Sink> {
-    let stdout = std::io::stdout();
-    let shared = rustix::io::fcntl_dupfd_cloexec(&stdout, 3).ok()?;
-    let kind = FileType::from_raw_mode(fstat(&shared).ok()?.st_mode);
-    if kind == FileType::Socket {
-        return Some(Sink {
-            fd: Arc::new(shared),
-            manner: Manner::Socket,
-        });
+    output(rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3).ok()?).ok()
+}
+
+/// Output to `shared`, whose description others may be using too.
+pub fn output(shared: OwnedFd) -> Result<Sink, Errno> {
+    let kind = FileType::from_raw_mode(fstat(&shared)?.st_mode);
+    if let Some(own) = reopen(&shared, kind, OFlags::WRONLY) {
+        return Ok(Sink::own(own));
     }
-    Some(match reopen(&shared, kind, OFlags::WRONLY) {
-        Some(own) => Sink::own(own),
-        None if kind == FileType::RegularFile => Sink::own(shared),
-        None => Sink {
-            fd: Arc::new(shared),
-            manner: Manner::AskFirst,
-        },
+    let manner = match kind {
+        FileType::RegularFile => Manner::Plain,
+        FileType::Socket => Manner::Socket,
+        _ => Manner::AskFirst,
+    };
+    Ok(Sink {
+        fd: Arc::new(shared),
+        manner,
     })
 }
 
 /// Standard input; `None` when it is closed, or when it is a terminal that another job is using.
 /// Reading from a descriptor that is ready does not wait.
 pub fn standard_input() -> Option<OwnedFd> {
-    let stdin = std::io::stdin();
-    let shared = rustix::io::fcntl_dupfd_cloexec(&stdin, 3).ok()?;
+    let shared = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3).ok()?;
     // Reading from the terminal would stop a background job with SIGTTIN.
     if rustix::termios::tcgetpgrp(&shared).is_ok_and(|group| group != rustix::process::getpgrp()) {
         log::info!("the console takes no input: sarang runs in the background");
         return None;
     }
-    let kind = FileType::from_raw_mode(fstat(&shared).ok()?.st_mode);
-    Some(reopen(&shared, kind, OFlags::RDONLY).unwrap_or(shared))
+    input(shared).ok()
+}
+
+/// Input from `shared`, whose description others may be using too.
+pub fn input(shared: OwnedFd) -> Result<OwnedFd, Errno> {
+    let kind = FileType::from_raw_mode(fstat(&shared)?.st_mode);
+    Ok(reopen(&shared, kind, OFlags::RDONLY).unwrap_or(shared))
 }
 
 /// The same file in a non-blocking description of our own, where there is such a thing.
@@ -170,9 +175,9 @@ pub struct Pty {
 /// Makes a pseudo-terminal in raw mode.
 pub fn pty() -> Result<Pty, Error> {
     let make = || -> Result<Pty, Errno> {
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let master = openpt(flags)?;
-        rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        // This description is ours alone.
+        rustix::io::ioctl_fionbio(&master, true)?;
         grantpt(&master)?;
         unlockpt(&master)?;
         let path = ptsname(&master, Vec::new())?;

@@ -158,6 +158,28 @@ impl Console {
         Console::new(sink, source, pty, interactive)
     }
 
+    /// A console over descriptors of the caller's: pipes, sockets, files. `None` for no input, or for
+    /// output that is discarded. Their flags are left as they are.
+    ///
+    /// # Errors
+    /// When a descriptor cannot be examined, or descriptors have run out.
+    pub fn over(input: Option<OwnedFd>, output: Option<OwnedFd>) -> Result<Console, Error> {
+        let failed = |end| move |errno: Errno| watch(end)(errno.into());
+        let input = input
+            .map(host::input)
+            .transpose()
+            .map_err(failed("input"))?;
+        let source = input.map(|fd| Source {
+            fd: Arc::new(fd),
+            typed: false,
+        });
+        let sink = output
+            .map(host::output)
+            .transpose()
+            .map_err(failed("output"))?;
+        Console::new(sink, source, None, false)
+    }
+
     fn new(
         sink: Option<Sink>,
         source: Option<Source>,
@@ -210,9 +232,7 @@ impl Console {
     ) -> Result<(), Error> {
         lock(&self.output).observer = Some(observer);
         if self.interactive {
-            // The process's standard input itself: that number stays open to the very end.
-            let stdin = STDIN;
-            self.terminal = Some(RawTerminal::enter(stdin).map_err(Error::Terminal)?);
+            self.terminal = Some(RawTerminal::enter(STDIN).map_err(Error::Terminal)?);
         }
         let pump =
             attach_output(&self.output, events, Arc::clone(&serial)).map_err(watch("output"))?;
@@ -261,10 +281,12 @@ impl Console {
             // Closing our end would throw away what the other end has not read yet.
             let grace = left().unwrap_or(PTY_GRACE).min(PTY_GRACE);
             let start = Instant::now();
-            while start.elapsed() < grace
-                && rustix::io::ioctl_fionread(peer).is_ok_and(|unread| unread > 0)
-            {
+            while start.elapsed() < grace {
+                // First, since the kernel hands bytes from end to end a moment after the write.
                 std::thread::sleep(Duration::from_millis(5));
+                if !rustix::io::ioctl_fionread(peer).is_ok_and(|unread| unread > 0) {
+                    break;
+                }
             }
         }
     }
@@ -546,3 +568,6 @@ fn attach_input(input: Input, events: &mut EventLoop, pump: Pump) -> io::Result<
     )?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

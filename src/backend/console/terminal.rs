@@ -132,3 +132,76 @@ fn handle(signal: libc::c_int) {
         libc::sigaction(signal, &raw const action, ptr::null_mut());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use rustix::termios::{LocalModes, tcgetattr};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    const WAY_TO_END: &str = "SARANG_TEST_WAY_TO_END";
+
+    /// Not a test by itself: the process that the next test starts on a terminal.
+    #[test]
+    fn a_process_that_ends_in_the_given_way() {
+        let Ok(way) = std::env::var(WAY_TO_END) else {
+            return;
+        };
+        // SAFETY: standard input stays open to the end of the process.
+        let stdin = unsafe { BorrowedFd::borrow_raw(0) };
+        let guard = RawTerminal::enter(stdin).unwrap();
+        assert!(!cooked(stdin));
+        match way.parse::<libc::c_int>() {
+            // SAFETY: raise has no preconditions.
+            Ok(signal) => unsafe {
+                libc::raise(signal);
+            },
+            Err(_) if way == "panic" => panic!("as asked"),
+            Err(_) => drop(guard),
+        }
+    }
+
+    fn cooked(fd: BorrowedFd<'_>) -> bool {
+        let modes = tcgetattr(fd).unwrap().local_modes;
+        modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
+    }
+
+    #[test]
+    fn the_terminal_is_put_back_however_the_process_ends() {
+        use std::os::fd::AsFd;
+        let signals = FAULTS.into_iter().chain(REQUESTS);
+        let ways = signals
+            .map(|signal| (signal.to_string(), Some(signal)))
+            .chain([("panic".to_owned(), None), ("drop".to_owned(), None)]);
+        for (way, signal) in ways {
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            let master = openpt(flags).unwrap();
+            grantpt(&master).unwrap();
+            unlockpt(&master).unwrap();
+            let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "--test-threads=1"])
+                .arg("backend::console::terminal::tests::a_process_that_ends_in_the_given_way")
+                .env(WAY_TO_END, &way)
+                .stdin(terminal.try_clone().unwrap())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let start = Instant::now();
+            let status = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break status;
+                }
+                assert!(start.elapsed() < Duration::from_secs(20), "{way}");
+                std::thread::sleep(Duration::from_millis(2));
+            };
+            assert_eq!(status.signal(), signal, "{way}");
+            assert_eq!(status.success(), way == "drop", "{way}");
+            assert!(cooked(terminal.as_fd()), "{way}");
+        }
+    }
+}
