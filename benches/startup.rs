@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 const RUNS: usize = 15;
 
+/// Makes the command line that boots a kernel.
+type Boot = fn(&Path) -> Command;
+
 fn sarang(kernel: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sarang"));
     command.args(["run", "-m", "128M", "-k"]).arg(kernel);
@@ -19,8 +22,25 @@ fn sarang(kernel: &Path) -> Command {
 
 fn qemu(kernel: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-M", "microvm", "-accel", "kvm", "-cpu", "host", "-m", "128M", "-nodefaults"]);
-    command.args(["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+    command.args([
+        "-M",
+        "microvm",
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-m",
+        "128M",
+        "-nodefaults",
+    ]);
+    command.args([
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+    ]);
     command.arg("-kernel").arg(kernel);
     command
 }
@@ -56,7 +76,9 @@ fn memory_beside_ram(child: &Child) -> Option<u64> {
     for line in text.lines() {
         let mut words = line.split_whitespace();
         let (key, value) = (words.next()?, words.next());
-        let number = value.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
+        let number = value
+            .and_then(|value| value.parse::<u64>().ok())
+            .unwrap_or(0);
         match key {
             "Size:" => size = number,
             "Rss:" if size < 128 << 10 => sum += number,
@@ -79,7 +101,7 @@ fn main() {
         path
     };
     let (hello, idle) = (guest("hello"), guest("idle"));
-    let machines: [(&str, fn(&Path) -> Command); 2] = [("sarang", sarang), ("qemu microvm", qemu)];
+    let machines: [(&str, Boot); 2] = [("sarang", sarang), ("qemu microvm", qemu)];
     let (mut times, mut sizes) = ([vec![], vec![]], [vec![], vec![]]);
     for _ in 0..RUNS {
         for (index, (_, command)) in machines.iter().enumerate() {
@@ -100,7 +122,10 @@ fn main() {
         println!("  {name:<13} {time:?}");
     }
     if let (Some(ours), Some(theirs)) = (ours, theirs) {
-        println!("  ratio         1/{:.1}", theirs.as_secs_f64() / ours.as_secs_f64());
+        println!(
+            "  ratio         1/{:.1}",
+            theirs.as_secs_f64() / ours.as_secs_f64()
+        );
     }
     println!("memory beside guest RAM, 1 vCPU, 128 MiB, median:");
     for ((name, _), sizes) in machines.iter().zip(&mut sizes) {

@@ -36,8 +36,13 @@ fn start(guest: &str, ready: &str) -> Session {
         .stderr(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let mut session =
-        Session { child, keyboard: File::from(master), terminal, before, _scratch: scratch };
+    let mut session = Session {
+        child,
+        keyboard: File::from(master),
+        terminal,
+        before,
+        _scratch: scratch,
+    };
     session.expect(ready);
     session
 }
@@ -56,7 +61,10 @@ impl Session {
     }
 
     fn is_raw(&self) -> bool {
-        !tcgetattr(&self.terminal).unwrap().local_modes.contains(LocalModes::ICANON)
+        !tcgetattr(&self.terminal)
+            .unwrap()
+            .local_modes
+            .contains(LocalModes::ICANON)
     }
 
     /// The exit code, after a check that the terminal is as it was.
@@ -97,6 +105,10 @@ fn the_terminal_is_restored_when_a_signal_ends_sarang() {
         let session = start("spin", "spin: running");
         assert!(session.is_raw());
         kill_process(Pid::from_child(&session.child), signal).unwrap();
-        assert_eq!(session.end(), None, "the signal is not hidden from the parent");
+        assert_eq!(
+            session.end(),
+            None,
+            "the signal is not hidden from the parent"
+        );
     }
 }

@@ -154,8 +154,11 @@ const KERNEL_ITERATIONS: f64 = 20_000.0;
 const USER_ITERATIONS: f64 = 20_000_000.0;
 /// Exits that the probe makes in a row.
 const EXITS: u32 = 1000;
-/// Kernel mode that is this much slower than user mode is not run by the CPU.
-const INTERPRETED: f64 = 10.0;
+/// Kernel mode that is this much slower than user mode is not run by the CPU. Where it is, the factor is beyond 1000;
+/// where the CPU runs both, the short loop still has a fixed cost that can make it look 20 times slower.
+const INTERPRETED: f64 = 100.0;
+/// The fastest of so many probes counts, as a busy host can only make one slower.
+const PROBES: usize = 3;
 
 /// Notes when the probe reached each of its marks.
 #[derive(Default)]
@@ -198,16 +201,27 @@ impl Marks {
 
 /// Runs the probe guest: a loop in kernel mode, a longer one in user mode, and a thousand exits.
 fn measure(kvm: &Kvm) -> Vec<Check> {
-    let marks = Arc::new(Marks::default());
-    let outcome = probe(kvm, &marks);
-    let (Some(kernel), Some(user)) = (marks.between(1, 2), marks.between(3, 4)) else {
-        let why = outcome.unwrap_or_else(|error| error.to_string());
-        return vec![check(
-            "guest",
-            Verdict::Fail,
-            format!("a small guest did not run: {why}"),
-        )];
+    let mut probes = Vec::new();
+    for _ in 0..PROBES {
+        let marks = Arc::new(Marks::default());
+        let outcome = probe(kvm, &marks);
+        if marks.between(1, 2).is_none() || marks.between(3, 4).is_none() {
+            let why = outcome.unwrap_or_else(|error| error.to_string());
+            let text = format!("a small guest did not run: {why}");
+            return vec![check("guest", Verdict::Fail, text)];
+        }
+        probes.push(marks);
+    }
+    let fastest = |from, to| {
+        probes
+            .iter()
+            .filter_map(|marks| marks.between(from, to))
+            .min()
     };
+    let (kernel, user) = (
+        fastest(1, 2).unwrap_or_default(),
+        fastest(3, 4).unwrap_or_default(),
+    );
     let millions =
         |iterations: f64, time: Duration| 2.0 * iterations / time.as_secs_f64().max(1e-9) / 1e6;
     let (kernel, user) = (
@@ -228,7 +242,7 @@ fn measure(kvm: &Kvm) -> Vec<Check> {
             format!("guest kernel mode runs on hardware ({kernel:.0} million instructions/s)");
         check("guest-speed", Verdict::Ok, text)
     }];
-    if let Some(time) = marks.between(5, 6) {
+    if let Some(time) = fastest(5, 6) {
         let micros = time.as_secs_f64() * 1e6 / f64::from(EXITS);
         let verdict = if micros > 50.0 {
             Verdict::Warn
