@@ -400,6 +400,7 @@ fn fill(ram: &GuestRam, spec: &Spec, board: &Board) -> Result<Entry, Error> {
             paging::identity_map(layout::PAGE_TABLES),
         ),
         (layout::ACPI_TABLES.start, acpi),
+        (layout::RESET_VECTOR, layout::RESET_CODE.to_vec()),
     ] {
         ram.write_slice(&bytes, GuestAddress(address))
             .map_err(|_| Error::NoLowMemory)?;

@@ -25,6 +25,11 @@ pub const COMMAND_LINE_MAX: usize = 2048;
 pub const CONVENTIONAL_END: u64 = 0x9_fc00;
 /// The ACPI tables, root pointer first (ACPI 6.5 §5.2.5.1).
 pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+/// Where a PC's BIOS begins after a reset, as real mode sees it: F000:FFF0 (SDM Vol. 3A 10.1.4).
+pub const RESET_VECTOR: u64 = 0xf_fff0;
+/// All the BIOS that there is: `mov al, 0xfe; out 0x64, al; hlt; jmp $-1` pulses the reset line. A kernel that restarts by
+/// jumping into the BIOS gets what it wants.
+pub const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 /// Extended memory: kernels load from here on.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 /// The hole between low and high RAM, where MMIO lives.
