@@ -17,6 +17,18 @@ need() {
     command -v "$1" >/dev/null || fail "needs $1; install it first (on Debian: apt-get install $2)"
 }
 
+# need_header HEADER PACKAGE: makes sure that a C header is there.
+need_header() {
+    header_works() { echo "#include <$1>" | gcc -E - >/dev/null 2>&1; }
+    header_works "$1" && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing $2"
+        apt-get -qq update
+        DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "$2" >/dev/null
+    fi
+    header_works "$1" || fail "needs the header $1; install it first (on Debian: apt-get install $2)"
+}
+
 need_rust() {
     need cc gcc
     command -v cargo >/dev/null ||

@@ -89,6 +89,25 @@ fn debians_kernels_see_each_number_of_processors() {
 }
 
 #[test]
+#[ignore = "needs a full KVM and a kernel of scripts/build-guest-kernel"]
+fn an_elf_vmlinux_boots_and_reads_its_command_line() {
+    // Building it takes minutes, so it is used where it has been built.
+    let Ok(kernel) = std::env::var("SARANG_GUEST_KERNEL") else {
+        return;
+    };
+    let (output, text) = boot(
+        &kernel,
+        "echo cpus=$(nproc); cat /proc/cmdline",
+        &["-c", "2", "-p", "spice=1"],
+    );
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        text.contains("cpus=2") && text.contains("spice=1"),
+        "{text}"
+    );
+}
+
+#[test]
 #[ignore = "needs a full KVM"]
 fn small_and_large_memory_arrive_in_full() {
     for (flag, low, high) in [("128M", 60, 128), ("4G", 3800, 4096)] {
