@@ -1,5 +1,5 @@
 //! Linux in sarang, through the binary. These need a full KVM and the kernels that `scripts/guest-assets`
-//! fetches, so they run only when asked for: `scripts/test` does, inside `scripts/kvm-anywhere` if need be.
+//! fetches and `scripts/build-guest-kernel` builds, so they run only when asked for: `scripts/test` does, inside `scripts/kvm-anywhere` if need be.
 
 use std::fs;
 use std::io::Write;
@@ -89,12 +89,9 @@ fn debians_kernels_see_each_number_of_processors() {
 }
 
 #[test]
-#[ignore = "needs a full KVM and a kernel of scripts/build-guest-kernel"]
+#[ignore = "needs a full KVM"]
 fn an_elf_vmlinux_boots_and_reads_its_command_line() {
-    // Building it takes minutes, so it is used where it has been built.
-    let Ok(kernel) = std::env::var("SARANG_GUEST_KERNEL") else {
-        return;
-    };
+    let kernel = asset("SARANG_GUEST_KERNEL");
     let (output, text) = boot(
         &kernel,
         "echo cpus=$(nproc); cat /proc/cmdline",
