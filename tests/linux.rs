@@ -169,7 +169,7 @@ fn commands_piped_to_the_shell_are_run() {
         .args(["-i", &asset("SARANG_INITRD")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     child
@@ -180,6 +180,7 @@ fn commands_piped_to_the_shell_are_run() {
         .unwrap();
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("sum=42"), "{text}");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("sum=42"), "{text}\n{stderr}");
     assert_eq!(output.status.code(), Some(0));
 }
