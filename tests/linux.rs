@@ -1,5 +1,6 @@
-//! Linux in sarang, through the binary. These need a full KVM and the kernels that `scripts/guest-assets`
-//! fetches and `scripts/build-guest-kernel` builds, so they run only when asked for: `scripts/test` does, inside `scripts/kvm-anywhere` if need be.
+//! Linux in sarang, through the binary. These need a full KVM, and the kernels that `scripts/guest-assets`
+//! fetches and `scripts/build-guest-kernel` builds. So they run only when asked for: `scripts/test` does, inside
+//! `scripts/kvm-anywhere` if need be.
 
 use std::fs;
 use std::io::Write;
