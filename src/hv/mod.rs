@@ -10,6 +10,7 @@
 pub mod fake;
 pub mod kvm;
 
+use std::any::Any;
 use std::io;
 use std::sync::Arc;
 
@@ -63,14 +64,17 @@ pub struct MemorySlot {
     pub len: u64,
 }
 
+/// Keeps host memory mapped for as long as it is held.
+pub type MemoryOwner = Arc<dyn Any + Send + Sync>;
+
 /// One machine.
 pub trait Vm: Send + Sync {
-    /// Gives the guest a range of RAM.
+    /// Gives the guest a range of RAM. The machine and each of its vCPUs hold `owner` for as long as they exist.
     ///
     /// # Safety
-    /// The host range must stay mapped as long as any vCPU of the machine can run, and must be accessed
-    /// only in ways that allow for the guest changing it.
-    unsafe fn add_memory(&self, slot: MemorySlot) -> Result<()>;
+    /// The host range must stay mapped while `owner` is held, and must be accessed only in ways that allow for the
+    /// guest changing it at any time.
+    unsafe fn add_memory(&self, slot: MemorySlot, owner: MemoryOwner) -> Result<()>;
 
     /// Makes a vCPU; `index` is also its APIC id.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;

@@ -10,6 +10,8 @@ mod region;
 pub use region::RamRegion;
 pub use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
+use std::sync::Arc;
+
 use vm_memory::GuestRegionCollection;
 
 use crate::hv::{self, MemorySlot};
@@ -43,7 +45,7 @@ pub fn allocate(ranges: &[(GuestAddress, u64)]) -> Result<GuestRam, Error> {
     GuestRam::from_regions(regions?).map_err(|_| Error::Overlap)
 }
 
-/// Gives `ram` to `vm`. The memory must outlive the machine's vCPUs: whoever owns both drops `ram` last.
+/// Gives `ram` to `vm`, which keeps it mapped for as long as its vCPUs exist.
 ///
 /// # Errors
 /// When the hypervisor refuses a range.
@@ -55,9 +57,9 @@ pub fn attach(ram: &GuestRam, vm: &dyn hv::Vm) -> hv::Result<()> {
             host: region.host_address(),
             len: region.len(),
         };
-        // SAFETY: the range is a live mapping of `ram`, which is reached only through vm-memory's volatile
-        // accesses; a vCPU that outlived it would fault in the kernel (KVM_RUN fails), not here.
-        unsafe { vm.add_memory(slot)? };
+        // SAFETY: the clone shares the mapping and keeps it, and both sides reach the bytes only through
+        // vm-memory's volatile accesses.
+        unsafe { vm.add_memory(slot, Arc::new(ram.clone()))? };
     }
     Ok(())
 }

@@ -189,7 +189,7 @@ pub struct Machine {
     // Fixed configuration.
     name: String,
     timeout: Option<Duration>,
-    // The order of what follows is the order of destruction: vCPUs end before RAM is unmapped.
+    // Runtime glue.
     vcpus: Vec<Box<dyn Vcpu>>,
     _vm: Arc<dyn hv::Vm>,
     ram: GuestRam,

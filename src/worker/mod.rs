@@ -33,7 +33,7 @@ pub struct Interest(u8);
 pub type Readiness = Interest;
 
 impl Interest {
-    /// Leave the descriptor alone for now.
+    /// Leave the descriptor alone until asked again.
     pub const NONE: Interest = Interest(0);
     /// Reading will not block.
     pub const READ: Interest = Interest(1);

@@ -1,3 +1,5 @@
+//! The console over pipes, files and pseudo-terminals: nothing lost, nobody stalled, every terminal put back.
+
 use super::*;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io::{Read, Write};

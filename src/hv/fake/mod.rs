@@ -11,7 +11,8 @@ use kvm_bindings::{CpuId, kvm_fpu, kvm_lapic_state};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    Exit, Hypervisor, InternalError, Kick, MemorySlot, Registers, Result, Vcpu, Vm, VmExit,
+    Exit, Hypervisor, InternalError, Kick, MemoryOwner, MemorySlot, Registers, Result, Vcpu, Vm,
+    VmExit,
 };
 
 /// One scripted exit.
@@ -111,7 +112,7 @@ struct FakeVm {
 }
 
 impl Vm for FakeVm {
-    unsafe fn add_memory(&self, slot: MemorySlot) -> Result<()> {
+    unsafe fn add_memory(&self, slot: MemorySlot, _owner: MemoryOwner) -> Result<()> {
         self.transcript.lock().memory.push(slot);
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
@@ -15,7 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Error, Hypervisor, MemorySlot, Result, Vcpu, Vm};
+use super::{Error, Hypervisor, MemoryOwner, MemorySlot, Result, Vcpu, Vm};
 use crate::arch::x86_64::layout;
 
 /// A feature of KVM that sarang cannot do without.
@@ -159,6 +159,7 @@ impl Hypervisor for Kvm {
         let sync_registers = self.fd.check_extension(Cap::SyncRegs);
         Ok(Arc::new(KvmVm {
             fd: vm,
+            owners: Owners::default(),
             sync_registers,
         }))
     }
@@ -170,13 +171,22 @@ impl Hypervisor for Kvm {
     }
 }
 
+/// The owners of a machine's memory, shared with its vCPUs.
+type Owners = Arc<Mutex<Vec<MemoryOwner>>>;
+
 struct KvmVm {
     fd: VmFd,
+    owners: Owners,
     sync_registers: bool,
 }
 
 impl Vm for KvmVm {
-    unsafe fn add_memory(&self, slot: MemorySlot) -> Result<()> {
+    unsafe fn add_memory(&self, slot: MemorySlot, owner: MemoryOwner) -> Result<()> {
+        // Held before the guest can reach the memory, so that no failure leaves it without an owner.
+        self.owners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(owner);
         let region = kvm_userspace_memory_region {
             slot: slot.index,
             flags: 0,
@@ -184,7 +194,8 @@ impl Vm for KvmVm {
             memory_size: slot.len,
             userspace_addr: slot.host,
         };
-        // SAFETY: the caller keeps the host range mapped for as long as the guest can run.
+        // SAFETY: the range is mapped while its owner is held, and this machine and all its vCPUs, without which
+        // the guest cannot run, hold it.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(|error| Error::new("map guest memory", error))
     }
@@ -194,7 +205,11 @@ impl Vm for KvmVm {
             .fd
             .create_vcpu(u64::from(index))
             .map_err(|error| Error::new("create a vCPU", error))?;
-        Ok(Box::new(vcpu::KvmVcpu::new(fd, self.sync_registers)))
+        Ok(Box::new(vcpu::KvmVcpu::new(
+            fd,
+            self.sync_registers,
+            Arc::clone(&self.owners),
+        )))
     }
 
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {

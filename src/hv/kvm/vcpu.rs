@@ -16,10 +16,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
+use super::Owners;
 use crate::hv::{Error, Exit, InternalError, Kick, Registers, Result, Vcpu, VmExit};
 
 pub(super) struct KvmVcpu {
     fd: VcpuFd,
+    /// Dropped after `fd`: while the guest can run, its memory stays mapped.
+    _owners: Owners,
     /// `struct kvm_run`, mapped for as long as `fd` lives.
     run: *mut kvm_run,
     sync_registers: bool,
@@ -30,10 +33,11 @@ pub(super) struct KvmVcpu {
 unsafe impl Send for KvmVcpu {}
 
 impl KvmVcpu {
-    pub(super) fn new(mut fd: VcpuFd, sync_registers: bool) -> KvmVcpu {
+    pub(super) fn new(mut fd: VcpuFd, sync_registers: bool, owners: Owners) -> KvmVcpu {
         let run: *mut kvm_run = fd.get_kvm_run();
         KvmVcpu {
             fd,
+            _owners: owners,
             run,
             sync_registers,
             report_rip: false,
