@@ -119,7 +119,10 @@ fn main() {
     let (ours, theirs) = (median(ours), median(theirs));
     println!("first byte on the UART, median of {RUNS}:");
     for ((name, _), time) in machines.iter().zip([ours, theirs]) {
-        println!("  {name:<13} {time:?}");
+        match time {
+            Some(time) => println!("  {name:<13} {time:.1?}"),
+            None => println!("  {name:<13} does not run here"),
+        }
     }
     if let (Some(ours), Some(theirs)) = (ours, theirs) {
         println!(
