@@ -19,6 +19,7 @@
 //! | [`guest`] | what sarang puts into a guest |
 //! | [`loader`] | kernels and initrds into guest memory |
 //! | [`firmware`] | the ACPI tables |
+//! | [`virtio`] | queues, the transport, and one file a virtio device |
 //! | [`device`] | uart, i8042, rtc, power management, panic and exit ports |
 //! | [`backend`] | the host's side of a device: the terminal |
 //! | [`worker`] | the event loop that devices run on |
@@ -43,5 +44,6 @@ pub mod irq;
 pub mod loader;
 pub mod mem;
 pub mod trace;
+pub mod virtio;
 pub mod vm;
 pub mod worker;
