@@ -14,6 +14,8 @@
 //! A device runs on the event loop, never on a vCPU thread: the driver's notification arrives there as an eventfd, and
 //! so do the device's own host descriptors. Its methods are called one at a time, under a lock.
 
+#[cfg(test)]
+pub(crate) mod driver;
 pub mod queue;
 
 use std::os::fd::OwnedFd;
