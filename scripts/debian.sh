@@ -36,8 +36,10 @@ need_rust() {
 }
 
 # unpack PACKAGE DIRECTORY: downloads a Debian package and unpacks it there, without installing it.
+# Further arguments are options for apt-get.
 unpack() {
     local package=$1 directory=$2 work
+    shift 2
     command -v apt-get >/dev/null || fail "needs Debian's apt-get to download $package"
     need dpkg-deb dpkg
     work=$(mktemp -d "$cache/download.XXXXXX")
@@ -45,7 +47,8 @@ unpack() {
     say "downloading $package"
     (
         cd "$work"
-        apt-get -qq download "$package" 2>/dev/null || { apt-get -qq update && apt-get -qq download "$package"; }
+        apt-get -qq "$@" download "$package" 2>/dev/null ||
+            { apt-get -qq "$@" update && apt-get -qq "$@" download "$package"; }
         mkdir tree
         dpkg-deb -x ./*.deb tree
     ) >&2 || { rm -rf "$work"; fail "cannot download $package; is the network there?"; }
@@ -64,6 +67,46 @@ versioned() {
         [ "$try" = 2 ] || apt-get -qq update >&2
     done
     fail "apt-get knows no package $1"
+}
+
+# qemu_works QEMU: whether QEMU is 8.1 or newer. Before that, emulated processors go on running code that another one
+# has just patched, as Linux does to itself all the time: kernels hang in an old breakpoint, or worse.
+qemu_works() {
+    local version
+    version=$("$1" --version 2>/dev/null | sed -n 's/^QEMU emulator version \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
+    [ -n "$version" ] || return 1
+    # shellcheck disable=SC2086
+    set -- $version
+    [ "$1" -gt 8 ] || { [ "$1" = 8 ] && [ "$2" -ge 1 ]; }
+}
+
+# Sets qemu to the command, with its options, of a QEMU that emulates several processors rightly: the installed one, or
+# one from Debian's backports that is unpacked into the cache and not installed. Call it with the cache locked.
+find_qemu() {
+    need qemu-system-x86_64 qemu-system-x86
+    qemu=(qemu-system-x86_64)
+    qemu_works "${qemu[0]}" && return
+    local tree=$cache/qemu
+    if ! qemu_works "$tree/usr/bin/qemu-system-x86_64"; then
+        say "this QEMU is older than 8.1 and does not emulate several processors well; getting a newer one"
+        local codename mirror apt=$cache/apt package
+        codename=$(. /etc/os-release && echo "${VERSION_CODENAME-}")
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/$') ||
+            fail "needs QEMU 8.1 or newer; install it first"
+        mkdir -p "$apt/lists/partial"
+        echo "deb $mirror $codename-backports main" >"$apt/sources.list"
+        rm -rf "$tree" "$tree.part"
+        for package in qemu-system-x86 qemu-system-common qemu-system-data; do
+            unpack "$package/$codename-backports" "$tree.part" -o "Dir::Etc::sourcelist=$apt/sources.list" \
+                -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$apt/lists"
+            mkdir -p "$tree"
+            cp -a "$tree.part/." "$tree/"
+        done
+        rm -rf "$tree.part" "$apt"
+        qemu_works "$tree/usr/bin/qemu-system-x86_64" || fail "needs QEMU 8.1 or newer; install it first"
+    fi
+    # The firmware of the installed one does for both.
+    qemu=("$tree/usr/bin/qemu-system-x86_64" -L "$tree/usr/share/qemu" -L /usr/share/qemu -L /usr/share/seabios)
 }
 
 # The path of a static busybox.

@@ -45,7 +45,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// The host's hypervisor.
 pub trait Hypervisor: Send + Sync {
-    /// Makes a machine with in-kernel local APICs, IOAPIC, PICs and PIT, without RAM and vCPUs.
+    /// Makes a machine with nothing in it: no RAM, no interrupt controllers, no vCPUs.
     fn create_vm(&self) -> Result<Arc<dyn Vm>>;
 
     /// The CPUID leaves that guests on this host can have.
@@ -76,7 +76,13 @@ pub trait Vm: Send + Sync {
     /// guest changing it at any time.
     unsafe fn add_memory(&self, slot: MemorySlot, owner: MemoryOwner) -> Result<()>;
 
-    /// Makes a vCPU; `index` is also its APIC id.
+    /// Puts in-kernel interrupt controllers and the interval timer into the machine: IOAPIC, PICs, PIT, and a local
+    /// APIC for each vCPU to come. Best called after [`add_memory`](Vm::add_memory), which is quick only as long as no
+    /// device has been put on KVM's own buses: it waits until no vCPU can still see the memory or the devices of before
+    /// (SRCU), and that takes a timer tick, up to 4 ms.
+    fn create_interrupt_controllers(&self) -> Result<()>;
+
+    /// Makes a vCPU; `index` is also its APIC id. The interrupt controllers must be there.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;
 
     /// Makes each write to `event` an edge on interrupt `gsi`.

@@ -218,6 +218,7 @@ impl Machine {
             .collect();
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
+        vm.create_interrupt_controllers()?;
         let board = Board::new(&*vm, console.output(), console.input())?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;

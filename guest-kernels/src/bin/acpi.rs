@@ -8,7 +8,7 @@
 //!
 //! Manuals: ACPI 6.5 §5.2.5 (RSDP), §5.2.8 (XSDT), §5.2.9 (FADT), §5.2.11.1 (DSDT), §5.2.12 (MADT).
 //!
-//! Run: `sarang run -k target/release/acpi --cpus 4`; compare with `sarang inspect`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/acpi --cpus 4`; compare with `sarang inspect`.
 #![no_std]
 #![no_main]
 

@@ -10,7 +10,7 @@
 //!
 //! Manuals: SDM Vol. 2A "FLD1/…/FLDPI/…"; the KVM API document, `KVM_EXIT_INTERNAL_ERROR`.
 //!
-//! Run: `sarang run -k target/release/badinsn`; `sarang doctor` says beforehand which of the two it will be.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/badinsn`; `sarang doctor` says beforehand which of the two it will be.
 #![no_std]
 #![no_main]
 

@@ -7,7 +7,7 @@
 //!
 //! Manuals: SDM Vol. 1 19.4 (`out`); none for the device, which no real machine has.
 //!
-//! Run: `sarang run -k target/release/exit`; `echo $?` says 42.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/exit`; `echo $?` says 42.
 #![no_std]
 #![no_main]
 

@@ -9,7 +9,7 @@
 //!
 //! Manuals: PC16550D datasheet §8.3 (LSR, bit 5).
 //!
-//! Run: `sarang run -k target/release/flood | less`, or with `--timeout 5s`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/flood | less`, or with `--timeout 5s`.
 #![no_std]
 #![no_main]
 

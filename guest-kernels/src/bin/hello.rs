@@ -9,7 +9,7 @@
 //! Manuals: PVH boot ABI (the entry); PC16550D datasheet §8 (the serial port); SDM Vol. 1 ch. 19 (`in`, `out`);
 //! ACPI 6.5 §4.8.3.7 (the sleep control register).
 //!
-//! Run: `sarang run -k target/release/hello`, then `sarang run --trace exits.txt -k target/release/hello`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/hello`, then `sarang run --trace exits.txt -k target/x86_64-unknown-linux-gnu/release/hello`.
 #![no_std]
 #![no_main]
 

@@ -8,7 +8,7 @@
 //!
 //! Manuals: SDM Vol. 2A "HLT", Vol. 3C 26.1.3 (it exits if "HLT exiting" is set); 8259A datasheet (OCW1).
 //!
-//! Run: `sarang run --timeout 10s -k target/release/idle`.
+//! Run: `sarang run --timeout 10s -k target/x86_64-unknown-linux-gnu/release/idle`.
 #![no_std]
 #![no_main]
 

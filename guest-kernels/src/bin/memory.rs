@@ -13,7 +13,7 @@
 //! Manuals: PVH boot ABI (`hvm_memmap_table_entry`); SDM Vol. 3A 4.5 ("4-Level Paging"), Vol. 3C 29.3 ("The Extended
 //! Page Table Mechanism").
 //!
-//! Run: `sarang run -k target/release/memory --mem 6G`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/memory --mem 6G`.
 #![no_std]
 #![no_main]
 

@@ -9,7 +9,7 @@
 //!
 //! Manuals: ACPI 6.5 §4.8.3.7 (SLEEP_CONTROL_REG), §5.2.9 (FADT), §7.4.2.6 (S5); Table 5.1 (address spaces).
 //!
-//! Run: `sarang run -k target/release/poweroff`; `echo $?` says 0.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/poweroff`; `echo $?` says 0.
 #![no_std]
 #![no_main]
 

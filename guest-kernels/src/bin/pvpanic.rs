@@ -9,7 +9,7 @@
 //! Manuals: QEMU's "PVPANIC device" specification (bit 0: panicked; bit 1: panicked, and a crash kernel takes over).
 //! ACPI names the port in the DSDT, as device `QEMU0001`; without an AML interpreter one has to know it.
 //!
-//! Run: `sarang run -k target/release/pvpanic`; `echo $?` says 80.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/pvpanic`; `echo $?` says 80.
 #![no_std]
 #![no_main]
 

@@ -8,7 +8,7 @@
 //!
 //! Manuals: IBM PC AT Technical Reference, "Keyboard Controller", command F0–FF.
 //!
-//! Run: `sarang run -k target/release/reset-i8042`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/reset-i8042`.
 #![no_std]
 #![no_main]
 

@@ -8,7 +8,7 @@
 //!
 //! Manuals: ACPI 6.5 §4.8.3.6 (RESET_REG), Table 5.9 (where the FADT has it and RESET_VALUE).
 //!
-//! Run: `sarang run -k target/release/reset`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/reset`.
 #![no_std]
 #![no_main]
 

@@ -13,7 +13,7 @@
 //! Manuals: SDM Vol. 3A 9.4 ("Multiple-Processor (MP) Initialization"), 11.6 ("Issuing Interprocessor Interrupts"),
 //! 9.1 ("Locked Atomic Operations"), 10.9 ("Mode Switching"); ACPI 6.5 §5.2.12.2 (processors in the MADT).
 //!
-//! Run: `sarang run -k target/release/smp --cpus 4`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/smp --cpus 4`.
 #![no_std]
 #![no_main]
 

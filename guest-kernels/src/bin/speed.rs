@@ -17,7 +17,7 @@
 //!
 //! Manuals: SDM Vol. 3C ch. 26 (what exits from a guest); IBM PC AT Technical Reference, "POST".
 //!
-//! Run: `sarang run --trace exits.txt -k target/release/speed`, or `sarang doctor`.
+//! Run: `sarang run --trace exits.txt -k target/x86_64-unknown-linux-gnu/release/speed`, or `sarang doctor`.
 #![no_std]
 #![no_main]
 

@@ -9,7 +9,7 @@
 //! Manuals: SDM Vol. 3C 25.6.1 ("Pin-Based VM-Execution Controls": external-interrupt exiting); the KVM API document,
 //! `KVM_RUN`, `immediate_exit` and `KVM_SET_SIGNAL_MASK`.
 //!
-//! Run: `sarang run --timeout 2s -k target/release/spin`; `echo $?` says 124.
+//! Run: `sarang run --timeout 2s -k target/x86_64-unknown-linux-gnu/release/spin`; `echo $?` says 124.
 #![no_std]
 #![no_main]
 

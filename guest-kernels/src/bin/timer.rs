@@ -8,7 +8,7 @@
 //!
 //! Manuals: SDM Vol. 3A 11.5.4 ("APIC Timer"), 11.8.5 (EOI); Vol. 3B 18.17 ("Time-Stamp Counter").
 //!
-//! Run: `sarang run -k target/release/timer`.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/timer`.
 #![no_std]
 #![no_main]
 

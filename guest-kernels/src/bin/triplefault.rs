@@ -9,7 +9,7 @@
 //!
 //! Manuals: SDM Vol. 3A 6.15 (interrupt 8, "Double Fault Exception"), Vol. 3C 26.2 (triple fault as an exit reason).
 //!
-//! Run: `sarang run -k target/release/triplefault`; `echo $?` says 81.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/triplefault`; `echo $?` says 81.
 #![no_std]
 #![no_main]
 

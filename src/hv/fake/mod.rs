@@ -117,6 +117,10 @@ impl Vm for FakeVm {
         Ok(())
     }
 
+    fn create_interrupt_controllers(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
         let script = if index == 0 {
             self.script.clone().into()

@@ -142,20 +142,11 @@ impl Hypervisor for Kvm {
             .fd
             .create_vm()
             .map_err(|error| Error::new("create a machine", error))?;
-        // Both must be set before the first vCPU exists; Intel CPUs without unrestricted guest need them.
+        // Both must be set before the first vCPU exists. Intel CPUs without unrestricted guest need them.
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(|error| Error::new("place its identity map page", error))?;
         vm.set_tss_address(layout::KVM_TSS as usize)
             .map_err(|error| Error::new("place its task state segment", error))?;
-        vm.create_irq_chip()
-            .map_err(|error| Error::new("create interrupt controllers", error))?;
-        // The speaker's port 0x61 gates PIT channel 2, so it is emulated along with the PIT.
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        };
-        vm.create_pit2(pit)
-            .map_err(|error| Error::new("create an interval timer", error))?;
         let sync_registers = self.fd.check_extension(Cap::SyncRegs);
         Ok(Arc::new(KvmVm {
             fd: vm,
@@ -198,6 +189,20 @@ impl Vm for KvmVm {
         // the guest cannot run, hold it.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(|error| Error::new("map guest memory", error))
+    }
+
+    fn create_interrupt_controllers(&self) -> Result<()> {
+        self.fd
+            .create_irq_chip()
+            .map_err(|error| Error::new("create interrupt controllers", error))?;
+        // The speaker's port 0x61 gates PIT channel 2, so it is emulated along with the PIT.
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        self.fd
+            .create_pit2(pit)
+            .map_err(|error| Error::new("create an interval timer", error))
     }
 
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>> {
