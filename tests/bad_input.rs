@@ -70,6 +70,159 @@ fn a_file_that_is_no_kernel_is_named_with_what_is_wrong() {
     refused(&file("header", &image[..40]), &[], "header");
 }
 
+/// A 64-bit ELF with a PVH note whose segments lie at these physical addresses, 16 bytes each.
+fn elf(segments: &[u64]) -> Vec<u8> {
+    let count = segments.len() as u16 + 1;
+    let data_at = 64 + 56 * u64::from(count);
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2, 0, 0x3e, 0, 1, 0, 0, 0]);
+    for value in [segments[0], 64, 0] {
+        image.extend(value.to_le_bytes());
+    }
+    image.extend([0; 4]);
+    for value in [64, 56, count, 64, 0, 0] {
+        image.extend(value.to_le_bytes());
+    }
+    let mut header = |kind: u32, address: u64, offset: u64, len: u64| {
+        image.extend([kind, 7].iter().flat_map(|value| value.to_le_bytes()));
+        for value in [offset, address, address, len, len, 4] {
+            image.extend(value.to_le_bytes());
+        }
+    };
+    for address in segments {
+        header(1, *address, data_at, 16);
+    }
+    header(4, 0, data_at + 16, 20);
+    image.extend([0x90; 16]);
+    // Name length, description length, type 18 (PVH entry), "Xen", the entry.
+    for value in [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), segments[0] as u32] {
+        image.extend(value.to_le_bytes());
+    }
+    image
+}
+
+/// A bzImage around a gzip payload whose last four bytes are `size`.
+fn bzimage(payload: &[u8], size: u32) -> Vec<u8> {
+    let mut image = vec![0; 1024];
+    image[0x1f1] = 1;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20f_u16.to_le_bytes());
+    image[0x236] = 1;
+    image[0x248..0x24c].copy_from_slice(&0x400_u32.to_le_bytes());
+    image[0x24c..0x250].copy_from_slice(&(payload.len() as u32 + 4).to_le_bytes());
+    image[0x258..0x260].copy_from_slice(&0x100_0000_u64.to_le_bytes());
+    image.extend([0xcc; 0x400]);
+    image.extend(payload);
+    image.extend(size.to_le_bytes());
+    image
+}
+
+fn gzip(data: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(data).unwrap();
+    let mut packed = encoder.finish().unwrap();
+    packed.truncate(packed.len() - 4);
+    packed
+}
+
+#[test]
+fn segments_that_cannot_lie_where_they_say_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |name: &str, segments: &[u64]| {
+        let path = scratch.path().join(name);
+        fs::write(&path, elf(segments)).unwrap();
+        path
+    };
+    refused(&file("past-ram", &[0x10_0000, 1 << 40]), &[], "past-ram");
+    refused(
+        &file("in-the-hole", &[0xd000_0000]),
+        &["-m", "4G"],
+        "in-the-hole",
+    );
+    refused(&file("wraps", &[u64::MAX - 7]), &[], "wraps");
+    refused(&file("twice", &[0x10_0000, 0x10_0008]), &[], "overlap");
+}
+
+#[test]
+fn a_bzimage_that_does_not_hold_what_it_promises_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = scratch.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let inner = hello();
+    let (packed, size) = (gzip(&inner), inner.len() as u32);
+    let whole = bzimage(&packed, size);
+    refused(
+        &file("cut", &whole[..whole.len() - 100]),
+        &[],
+        "end of the file",
+    );
+    refused(
+        &file("setup-only", &whole[..1024]),
+        &[],
+        "protected-mode code",
+    );
+    let mut corrupt = packed.clone();
+    corrupt[40..80].fill(0x55);
+    refused(
+        &file("corrupt", &bzimage(&corrupt, size)),
+        &[],
+        "does not unpack",
+    );
+    let claims = file("huge", &bzimage(&packed, u32::MAX));
+    refused(&claims, &[], "claims to unpack to 4095 MiB");
+    refused(
+        &file("short", &bzimage(&packed, size + 1)),
+        &["-m", "1G"],
+        "does not unpack",
+    );
+}
+
+#[test]
+fn a_run_that_does_not_start_leaves_files_as_they_were() {
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    fs::write(at("kernel"), "no kernel").unwrap();
+    fs::write(at("log"), "of the last run").unwrap();
+    fs::write(at("trace"), "of the last run").unwrap();
+    let console = format!("file={}", at("log"));
+    refused(
+        Path::new(&at("kernel")),
+        &["--console", &console, "--trace", &at("trace")],
+        "kernel",
+    );
+    let console = format!("file={}", at("new-log"));
+    refused(
+        Path::new(&at("kernel")),
+        &["--console", &console, "--trace", &at("new-trace")],
+        "kernel",
+    );
+    assert_eq!(fs::read(at("log")).unwrap(), b"of the last run");
+    assert_eq!(fs::read(at("trace")).unwrap(), b"of the last run");
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn places_that_cannot_be_written_are_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = scratch.path().join("hello.elf");
+    fs::write(&kernel, hello()).unwrap();
+    refused(
+        &kernel,
+        &["--trace", "/nonexistent/trace"],
+        "/nonexistent/trace",
+    );
+    refused(
+        &kernel,
+        &["--console", "file=/nonexistent/log"],
+        "/nonexistent/log",
+    );
+}
+
 #[test]
 fn what_does_not_fit_into_the_guest_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
@@ -120,16 +273,37 @@ fn a_host_without_kvm_is_told_so() {
         sentence(&stderr).contains("there is no /nonexistent/kvm"),
         "{stderr}"
     );
-    // Root opens everything; for anyone else a device without permission says what to do.
     let node = scratch.path().join("kvm");
     fs::write(&node, "").unwrap();
-    fs::set_permissions(&node, fs::Permissions::from_mode(0o000)).unwrap();
     let (code, stderr) = run_with(&[("SARANG_KVM", node.to_str().unwrap())], &["-k", kernel]);
     assert_eq!(code, Some(125));
-    let expected = if rustix::process::geteuid().is_root() {
-        "is not a KVM"
-    } else {
-        "usermod"
-    };
-    assert!(sentence(&stderr).contains(expected), "{stderr}");
+    assert!(sentence(&stderr).contains("is not a KVM"), "{stderr}");
+}
+
+#[test]
+fn a_user_without_permission_on_kvm_is_told_which_group_to_join() {
+    use std::os::unix::process::CommandExt;
+    let scratch = tempfile::tempdir().unwrap();
+    let at = |name: &str| scratch.path().join(name);
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    mode(scratch.path(), 0o755).unwrap();
+    fs::write(at("hello.elf"), hello()).unwrap();
+    fs::write(at("kvm"), "").unwrap();
+    mode(&at("kvm"), 0o000).unwrap();
+    // Root may open everything, and another user may not reach the directory that this was built in.
+    fs::copy(env!("CARGO_BIN_EXE_sarang"), at("sarang")).unwrap();
+    let mut command = Command::new(at("sarang"));
+    if rustix::process::geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    }
+    let output = command
+        .args(["run", "-k"])
+        .arg(at("hello.elf"))
+        .env("SARANG_KVM", at("kvm"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(sentence(&stderr).contains("usermod -aG kvm"), "{stderr}");
 }

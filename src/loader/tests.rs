@@ -112,11 +112,17 @@ fn compressed(data: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     gzip.truncate(gzip.len() - 4); // its size word is the payload's
     let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
     bzip2.write_all(data).unwrap();
+    // As the kernel's build calls xz: with the filter for x86 code.
+    let mut options = lzma_rust2::XzOptions::with_preset(1);
+    options.prepend_pre_filter(lzma_rust2::FilterType::BcjX86, 0);
+    let mut xz = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+    xz.write_all(data).unwrap();
     let zstd =
         ruzstd::encoding::compress_to_vec(data, ruzstd::encoding::CompressionLevel::Uncompressed);
     vec![
         ("gzip", gzip),
         ("bzip2", bzip2.finish().unwrap()),
+        ("xz", xz.finish().unwrap()),
         ("lz4", lz4(data)),
         ("zstd", zstd),
     ]

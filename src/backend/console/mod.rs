@@ -81,6 +81,9 @@ pub type OnKey = Box<dyn FnMut(Key) + Send>;
 pub struct Console {
     // Fixed configuration.
     pty: Option<(OwnedFd, PathBuf)>,
+    /// Output goes to this file, which is not opened before the guest is ready to run: what an earlier run printed
+    /// there outlives a mistake.
+    file: Option<PathBuf>,
     /// Input comes from a terminal that has to be made raw first.
     interactive: bool,
 
@@ -124,15 +127,19 @@ struct Turn {
 }
 
 impl Console {
-    /// Opens what `kind` names. The terminal is left as it is until [`Console::attach`].
+    /// Opens what `kind` names. A terminal is left as it is until [`Console::attach`], and so is a file.
     ///
     /// # Errors
-    /// When the file or the pseudo-terminal cannot be opened, or descriptors have run out.
+    /// When the pseudo-terminal cannot be opened, or descriptors have run out.
     pub fn open(kind: &Kind) -> Result<Console, Error> {
         let (mut source, mut pty, mut interactive) = (None, None, false);
+        let mut file = None;
         let sink = match kind {
             Kind::Off => None,
-            Kind::File(path) => Some(host::file(path)?),
+            Kind::File(path) => {
+                file = Some(path.clone());
+                None
+            }
             Kind::Stdio => {
                 source = host::standard_input().map(|fd| Source {
                     typed: isatty(&fd),
@@ -155,7 +162,9 @@ impl Console {
                 Some(sink)
             }
         };
-        Console::new(sink, source, pty, interactive)
+        let mut console = Console::new(sink, source, pty, interactive)?;
+        console.file = file;
+        Ok(console)
     }
 
     /// A console over descriptors of the caller's: pipes, sockets, files. `None` for no input, or for
@@ -195,6 +204,7 @@ impl Console {
         };
         Ok(Console {
             pty,
+            file: None,
             interactive,
             source,
             output_queue,
@@ -222,7 +232,7 @@ impl Console {
     /// Connects the console to `serial` on `events`, and makes an interactive terminal raw. Once.
     ///
     /// # Errors
-    /// When the terminal refuses, or epoll is out of memory or watches.
+    /// When the file cannot be opened, the terminal refuses, or epoll is out of memory or watches.
     pub fn attach(
         &mut self,
         events: &mut EventLoop,
@@ -230,6 +240,9 @@ impl Console {
         observer: Observer,
         on_key: OnKey,
     ) -> Result<(), Error> {
+        if let Some(path) = &self.file {
+            lock(&self.output).sink = Some(host::file(path)?);
+        }
         lock(&self.output).observer = Some(observer);
         if self.interactive {
             self.terminal = Some(RawTerminal::enter(STDIN).map_err(Error::Terminal)?);
