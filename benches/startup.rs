@@ -1,15 +1,21 @@
-//! Process start to the first byte of a bare guest on its serial port, and memory beside guest RAM of an idle machine:
-//! sarang and `qemu-system-x86_64 -M microvm`, alternately in one run. Run it with `cargo bench --bench startup`.
+//! Process start to the first byte of a bare guest on its serial port, memory beside guest RAM of an idle machine, and
+//! process start to init of the small Linux of `scripts/build-guest-kernel`: sarang and `qemu-system-x86_64 -M microvm`,
+//! alternately in one run. Run it with `cargo bench --bench startup`; Linux boots inside `scripts/kvm-anywhere`.
 //!
 //! Machines are shared and noisy, so what counts is the ratio of the two medians.
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const RUNS: usize = 15;
+const LINUX_RUNS: usize = 7;
+/// What the initramfs of `scripts/guest-assets` prints first.
+const INIT: &[u8] = b"sarang-init: ready";
+/// The argument by which this program runs itself inside `scripts/kvm-anywhere`.
+const LINUX: &str = "--linux";
 
 /// Makes the command line that boots a kernel.
 type Boot = fn(&Path) -> Command;
@@ -64,6 +70,28 @@ fn start(mut command: Command) -> Option<(Child, Duration)> {
     None
 }
 
+/// Starts a machine and waits until it has printed `INIT`.
+fn start_linux(mut command: Command) -> Option<(Child, Duration)> {
+    let begin = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+    while !seen.windows(INIT.len()).any(|words| words == INIT) {
+        match child.stdout.as_mut()?.read(&mut piece) {
+            Ok(len) if len > 0 => seen.extend_from_slice(&piece[..len]),
+            _ => {
+                let _ = child.wait();
+                return None;
+            }
+        }
+    }
+    Some((child, begin.elapsed()))
+}
+
 fn end(mut child: Child) {
     let _ = child.kill();
     let _ = child.wait();
@@ -93,7 +121,67 @@ fn median<T: Ord + Copy>(values: &mut [T]) -> Option<T> {
     values.get(values.len() / 2).copied()
 }
 
+/// A line for each machine, and the ratio.
+fn print_times(times: &mut [Vec<Duration>; 2], names: [&str; 2]) {
+    let [ours, theirs] = times;
+    let (ours, theirs) = (median(ours), median(theirs));
+    for (name, time) in names.iter().zip([ours, theirs]) {
+        match time {
+            Some(time) => println!("  {name:<13} {time:.1?}"),
+            None => println!("  {name:<13} does not run here"),
+        }
+    }
+    if let (Some(ours), Some(theirs)) = (ours, theirs) {
+        let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
+        println!("  ratio         1/{ratio:.1}");
+    }
+}
+
+/// What `NAME=PATH` lines of a script say.
+fn asset(script: &str, name: &str) -> PathBuf {
+    let output = Command::new(
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("scripts")
+            .join(script),
+    )
+    .stderr(Stdio::inherit())
+    .output()
+    .expect("the script runs");
+    let text = String::from_utf8(output.stdout).expect("lines of text");
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    value.expect("the script knows the asset").into()
+}
+
+/// Inside a machine with a full KVM: boots Linux until its init speaks.
+fn linux(kernel: &Path, initrd: &Path) {
+    let machines: [(&str, Boot); 2] = [("sarang", sarang), ("qemu microvm", qemu)];
+    let mut times = [vec![], vec![]];
+    for _ in 0..LINUX_RUNS {
+        for (index, (_, command)) in machines.iter().enumerate() {
+            let mut command = command(kernel);
+            let (flag, append) = match index {
+                0 => ("-i", "-p"),
+                _ => ("-initrd", "-append"),
+            };
+            command.arg(flag).arg(initrd);
+            command.args([append, "console=ttyS0 reboot=a panic=-1 quiet"]);
+            if let Some((child, time)) = start_linux(command) {
+                times[index].push(time);
+                end(child);
+            }
+        }
+    }
+    println!("init of a small Linux, median of {LINUX_RUNS}:");
+    print_times(&mut times, machines.map(|(name, _)| name));
+}
+
 fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == LINUX) {
+        return linux(arguments[at + 1].as_ref(), arguments[at + 2].as_ref());
+    }
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let guest = |name: &str| {
         let path = scratch.path().join(name);
@@ -115,21 +203,8 @@ fn main() {
             }
         }
     }
-    let [ours, theirs] = &mut times;
-    let (ours, theirs) = (median(ours), median(theirs));
     println!("first byte on the UART, median of {RUNS}:");
-    for ((name, _), time) in machines.iter().zip([ours, theirs]) {
-        match time {
-            Some(time) => println!("  {name:<13} {time:.1?}"),
-            None => println!("  {name:<13} does not run here"),
-        }
-    }
-    if let (Some(ours), Some(theirs)) = (ours, theirs) {
-        println!(
-            "  ratio         1/{:.1}",
-            theirs.as_secs_f64() / ours.as_secs_f64()
-        );
-    }
+    print_times(&mut times, machines.map(|(name, _)| name));
     println!("memory beside guest RAM, 1 vCPU, 128 MiB, median:");
     for ((name, _), sizes) in machines.iter().zip(&mut sizes) {
         match median(sizes) {
@@ -137,4 +212,14 @@ fn main() {
             None => println!("  {name:<13} does not run here"),
         }
     }
+    let kernel = asset("build-guest-kernel", "SARANG_GUEST_KERNEL");
+    let initrd = asset("guest-assets", "SARANG_INITRD");
+    let status = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kvm-anywhere"))
+        .arg("--")
+        .arg(std::env::current_exe().expect("this program"))
+        .arg(LINUX)
+        .args([kernel, initrd])
+        .stdin(Stdio::null())
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "no Linux");
 }
