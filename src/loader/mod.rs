@@ -45,7 +45,7 @@ pub struct Request<'a> {
     pub kernel: &'a [u8],
     pub kernel_name: &'a str,
     /// Name and bytes of each initial RAM disk; they are concatenated, each padded to 4 bytes.
-    pub initrds: &'a [(String, Vec<u8>)],
+    pub initrds: &'a [(&'a str, &'a [u8])],
     pub command_line: &'a str,
     /// RAM of the machine, in bytes.
     pub ram_bytes: u64,
@@ -195,7 +195,7 @@ fn place_initrds(
         let room = top.saturating_sub(loaded.taken.end);
         return Err(Error::TooLarge {
             name: match request.initrds {
-                [(name, _)] => name.clone(),
+                [(name, _)] => (*name).to_owned(),
                 several => format!("the sum of {} initrds", several.len()),
             },
             why: format!(

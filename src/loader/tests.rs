@@ -13,7 +13,7 @@ fn load_bytes(kernel: &[u8]) -> Result<InitState, Error> {
     load(&ram(64), &request(kernel, &[]))
 }
 
-fn request<'a>(kernel: &'a [u8], initrds: &'a [(String, Vec<u8>)]) -> Request<'a> {
+fn request<'a>(kernel: &'a [u8], initrds: &'a [(&'a str, &'a [u8])]) -> Request<'a> {
     Request {
         kernel,
         kernel_name: "kernel",
@@ -259,7 +259,7 @@ fn elf_files_that_lie_about_their_segments_are_refused() {
 #[test]
 fn initrds_are_concatenated_below_the_top_of_memory() {
     let memory = ram(64);
-    let initrds = [("a".to_owned(), vec![1; 5]), ("b".to_owned(), vec![2; 4])];
+    let initrds: [(&str, &[u8]); 2] = [("a", &[1; 5]), ("b", &[2; 4])];
     load(&memory, &request(&kernel_elf(), &initrds)).unwrap();
     let at = memory
         .read_obj::<u32>(GuestAddress(layout::BOOT_PARAMS + 0x218))

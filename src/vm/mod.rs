@@ -406,10 +406,10 @@ fn fill(ram: &GuestRam, spec: &Spec, board: &Board) -> Result<Entry, Error> {
         ram.write_slice(&bytes, GuestAddress(address))
             .map_err(|_| Error::NoLowMemory)?;
     }
-    let initrds: Vec<(String, Vec<u8>)> = spec
+    let initrds: Vec<(&str, &[u8])> = spec
         .initrds
         .iter()
-        .map(|image| (image.name.clone(), image.bytes.clone()))
+        .map(|image| (image.name.as_str(), image.bytes.as_slice()))
         .collect();
     let state = loader::load(
         ram,
