@@ -273,7 +273,8 @@ fn initrds_are_concatenated_below_the_top_of_memory() {
         .read_slice(&mut bytes, GuestAddress(at.into()))
         .unwrap();
     assert_eq!(bytes, [1, 1, 1, 1, 1, 0, 0, 0, 2, 2, 2, 2]);
-    let big = [("big".to_owned(), vec![0; 60 << 20])];
+    let zeroes = vec![0; 60 << 20];
+    let big: [(&str, &[u8]); 1] = [("big", &zeroes)];
     let error = load(&memory, &request(&kernel_elf(), &big))
         .unwrap_err()
         .to_string();
