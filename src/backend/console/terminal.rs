@@ -150,6 +150,11 @@ mod tests {
         let Ok(way) = std::env::var(WAY_TO_END) else {
             return;
         };
+        for signal in REQUESTS {
+            // A shell starts what runs in the background with some of them ignored.
+            // SAFETY: the default action is no function of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
         // SAFETY: standard input stays open to the end of the process.
         let stdin = unsafe { BorrowedFd::borrow_raw(0) };
         let guard = RawTerminal::enter(stdin).unwrap();

@@ -31,19 +31,25 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-fn run(mut console: Console) -> Running {
+/// What a console is attached to: the loop, the serial port, and what the observer has seen.
+type Attached = (EventLoop, Arc<Noted>, Arc<Mutex<Vec<u8>>>);
+
+fn attach(console: &mut Console) -> Result<Attached, Error> {
     let serial = Arc::new(Noted::default());
     let seen = Arc::new(Mutex::new(Vec::new()));
     let observed = Arc::clone(&seen);
     let mut events = EventLoop::new().unwrap();
-    console
-        .attach(
-            &mut events,
-            Arc::clone(&serial) as Arc<dyn SerialEnd>,
-            Box::new(move |bytes| observed.lock().unwrap().extend(bytes)),
-            Box::new(|_| {}),
-        )
-        .unwrap();
+    console.attach(
+        &mut events,
+        Arc::clone(&serial) as Arc<dyn SerialEnd>,
+        Box::new(move |bytes| observed.lock().unwrap().extend(bytes)),
+        Box::new(|_| {}),
+    )?;
+    Ok((events, serial, seen))
+}
+
+fn run(mut console: Console) -> Running {
+    let (mut events, serial, seen) = attach(&mut console).unwrap();
     let handle = events.handle();
     Running {
         console,
@@ -200,9 +206,8 @@ fn a_file_gets_the_output_and_starts_empty() {
     console.finish(None);
     assert_eq!(std::fs::read(&path).unwrap(), b"new");
     std::fs::remove_file(&path).unwrap();
-    let error = Console::open(&Kind::File("/nonexistent/log".into()))
-        .err()
-        .unwrap();
+    let mut console = Console::open(&Kind::File("/nonexistent/log".into())).unwrap();
+    let error = attach(&mut console).err().unwrap();
     assert_eq!(
         error.to_string(),
         "cannot open /nonexistent/log for the console's output: No such file or directory (os error 2)"
