@@ -28,7 +28,12 @@ fn start(guest: &str, ready: &str) -> Session {
     unlockpt(&master).unwrap();
     let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
     let before = tcgetattr(&terminal).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_sarang"))
+    let child = Command::new("env")
+        // What a shell starts in the background has some signals ignored, and so would its children.
+        .args([
+            "--default-signal=HUP,INT,QUIT,TERM",
+            env!("CARGO_BIN_EXE_sarang"),
+        ])
         .args(["run", "--timeout", "120s", "-k"])
         .arg(&kernel)
         .stdin(terminal.try_clone().unwrap())
