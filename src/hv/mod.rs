@@ -87,6 +87,10 @@ pub trait Vm: Send + Sync {
 
     /// Makes each write to `event` an edge on interrupt `gsi`.
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()>;
+
+    /// Makes each write of the 32-bit value `datamatch` to guest physical address `address` post `event`, without an
+    /// exit to userspace. The call waits until no vCPU can still see the devices of before (SRCU), up to 4 ms.
+    fn register_ioeventfd(&self, event: &EventFd, address: u64, datamatch: u32) -> Result<()>;
 }
 
 /// The registers that software sets before a vCPU first runs.

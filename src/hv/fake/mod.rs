@@ -46,6 +46,7 @@ struct State {
     memory: Vec<MemorySlot>,
     registers: Vec<(u32, Registers)>,
     interrupts: Vec<u32>,
+    notifications: Vec<(u64, u32)>,
 }
 
 impl Transcript {
@@ -67,6 +68,11 @@ impl Transcript {
     /// The GSIs that have a line.
     pub fn interrupts(&self) -> Vec<u32> {
         self.lock().interrupts.clone()
+    }
+
+    /// The register writes that post an event: guest physical address and value. A scripted write there still exits.
+    pub fn notifications(&self) -> Vec<(u64, u32)> {
+        self.lock().notifications.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -141,6 +147,14 @@ impl Vm for FakeVm {
 
     fn register_irqfd(&self, _event: &EventFd, gsi: u32) -> Result<()> {
         self.transcript.lock().interrupts.push(gsi);
+        Ok(())
+    }
+
+    fn register_ioeventfd(&self, _event: &EventFd, address: u64, datamatch: u32) -> Result<()> {
+        self.transcript
+            .lock()
+            .notifications
+            .push((address, datamatch));
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Hypervisor, MemoryOwner, MemorySlot, Result, Vcpu, Vm};
@@ -48,6 +48,11 @@ pub const CAPABILITIES: &[Capability] = &[
         cap: Cap::Irqfd,
         name: "KVM_CAP_IRQFD",
         purpose: "device interrupts",
+    },
+    Capability {
+        cap: Cap::Ioeventfd,
+        name: "KVM_CAP_IOEVENTFD",
+        purpose: "notifications to devices",
     },
     Capability {
         cap: Cap::ExtCpuid,
@@ -221,6 +226,12 @@ impl Vm for KvmVm {
         self.fd
             .register_irqfd(event, gsi)
             .map_err(|error| Error::new("wire an interrupt line", error))
+    }
+
+    fn register_ioeventfd(&self, event: &EventFd, address: u64, datamatch: u32) -> Result<()> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), datamatch)
+            .map_err(|error| Error::new("turn a register write into an event", error))
     }
 }
 
