@@ -13,28 +13,60 @@ mod chain;
 pub use chain::{Buffer, Chain, Reader, Writer};
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::{INTERRUPT_USED, Interrupt, Malformed};
 use crate::mem::GuestRam;
 
+/// How far a device has come in the two rings of a queue: the indices of the next entry to take and the next to hand
+/// back. The transport, which saves it, and the queue, which the device has, share one.
+#[derive(Debug, Default)]
+pub struct Position {
+    next_avail: AtomicU16,
+    next_used: AtomicU16,
+}
+
+impl Position {
+    /// The next available and the next used index. Steady only while the device's event loop is quiet.
+    pub fn get(&self) -> (u16, u16) {
+        (
+            self.next_avail.load(Ordering::Relaxed),
+            self.next_used.load(Ordering::Relaxed),
+        )
+    }
+
+    fn set(&self, queue: &Queue) {
+        self.next_avail.store(queue.next_avail(), Ordering::Relaxed);
+        self.next_used.store(queue.next_used(), Ordering::Relaxed);
+    }
+}
+
 /// One queue of an activated device.
 pub struct VirtQueue {
     queue: Queue,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
+    position: Arc<Position>,
 }
 
 impl VirtQueue {
     /// A queue that the driver has set up. `queue` lies wholly in `ram`, which the transport has checked.
     pub fn new(queue: Queue, ram: GuestRam, interrupt: Arc<Interrupt>) -> VirtQueue {
+        let position = Arc::new(Position::default());
+        position.set(&queue);
         VirtQueue {
             queue,
             ram,
             interrupt,
+            position,
         }
+    }
+
+    /// Where the device stands in the rings, from now on and until the queue is dropped.
+    pub fn position(&self) -> Arc<Position> {
+        Arc::clone(&self.position)
     }
 
     /// The memory that chains of this queue point into.
@@ -56,13 +88,16 @@ impl VirtQueue {
         let Some(descriptors) = heads.next() else {
             return Ok(None);
         };
-        Chain::collect(&self.ram, descriptors).map(Some)
+        let chain = Chain::collect(&self.ram, descriptors);
+        self.position.set(&self.queue);
+        chain.map(Some)
     }
 
     /// Puts the request taken last back, to be popped again.
     pub fn unpop(&mut self) {
         let before = self.queue.next_avail().wrapping_sub(1);
         self.queue.set_next_avail(before);
+        self.position.set(&self.queue);
     }
 
     /// Hands a request back: `written` bytes of its writable part have been filled.
@@ -72,7 +107,9 @@ impl VirtQueue {
     pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), Malformed> {
         self.queue
             .add_used(&self.ram, head, written)
-            .map_err(|_| Malformed::Ring)
+            .map_err(|_| Malformed::Ring)?;
+        self.position.set(&self.queue);
+        Ok(())
     }
 
     /// Interrupts the driver if it wants to know of what was handed back since the last call.
@@ -115,11 +152,6 @@ impl VirtQueue {
         self.queue
             .avail_idx(&self.ram, Ordering::Acquire)
             .is_ok_and(|index| index.0 != self.queue.next_avail())
-    }
-
-    /// The addresses, size and positions, to be saved.
-    pub fn state(&self) -> virtio_queue::QueueState {
-        self.queue.state()
     }
 }
 
