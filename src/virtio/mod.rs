@@ -8,15 +8,17 @@
 //! Three layers, each ignorant of the next:
 //!
 //! * [`queue`] walks the rings. What a device sees is a request with a readable and a writable part.
-//! * `transport` is how the driver finds the device, negotiates features and rings the bell.
-//! * `dev` has the devices, one file each, which implement [`VirtioDevice`] and know no transport.
+//! * [`transport`] is how the driver finds the device, negotiates features and rings the bell.
+//! * [`dev`] has the devices, one file each, which implement [`VirtioDevice`] and know no transport.
 //!
 //! A device runs on the event loop, never on a vCPU thread: the driver's notification arrives there as an eventfd, and
 //! so do the device's own host descriptors. Its methods are called one at a time, under a lock.
 
+pub mod dev;
 #[cfg(test)]
 pub(crate) mod driver;
 pub mod queue;
+pub mod transport;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -126,10 +128,11 @@ pub trait VirtioDevice: Send {
     /// the host touches guest memory any more.
     fn reset(&mut self);
 
-    /// The volatile state. May be called only while the device's event loop is quiet and all vCPUs are paused.
+    /// The volatile state, without the queues. May be called only while the device's event loop is quiet and all vCPUs are paused.
     fn save(&self) -> SavedState;
 
-    /// Takes a saved state back, under the same conditions.
+    /// Takes a saved state back, under the same conditions. A device that was active when it was saved has been
+    /// activated before, with queues that stand where they stood; the transport saves those.
     ///
     /// # Errors
     /// When the state was not saved by this version of this device.
@@ -139,6 +142,8 @@ pub trait VirtioDevice: Send {
 /// The interrupt of one device, with the register that says what it is about (§4.2.2, InterruptStatus).
 pub struct Interrupt {
     status: AtomicU32,
+    /// How often the configuration has changed.
+    generation: AtomicU32,
     line: Arc<dyn IrqLine>,
 }
 
@@ -152,14 +157,30 @@ impl Interrupt {
     pub fn new(line: Arc<dyn IrqLine>) -> Interrupt {
         Interrupt {
             status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
             line,
         }
     }
 
-    /// Sets bits of the status and raises the line.
+    /// Sets bits of the status and raises the line. With [`INTERRUPT_CONFIG`], to be called in the same method of the
+    /// device that changed the configuration, so that no driver reads the new one under the old generation.
     pub fn raise(&self, bits: u32) {
+        if bits & INTERRUPT_CONFIG != 0 {
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
         self.status.fetch_or(bits, Ordering::SeqCst);
         self.line.trigger();
+    }
+
+    /// Changes whenever the configuration space does (§2.5.1, ConfigGeneration).
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Takes saved registers back, without an edge: one that was raised before has reached the interrupt controller.
+    pub fn restore(&self, status: u32, generation: u32) {
+        self.status.store(status, Ordering::SeqCst);
+        self.generation.store(generation, Ordering::SeqCst);
     }
 
     /// The status register.
