@@ -1,13 +1,18 @@
 //! The machine: which device sits at which address, on which interrupt.
 //!
 //! It is a small PC without the parts that only history asks for. KVM brings the processors' local APICs,
-//! the IOAPIC, the 8259 PICs and the 8254 timer. Around them stand the devices of [`ADDRESS_MAP`]. There is
-//! no PCI bus, no firmware and no keyboard; an operating system learns what exists from ACPI tables in the
+//! the IOAPIC, the 8259 PICs and the 8254 timer. Around them stand the devices of [`ADDRESS_MAP`], and as many virtio
+//! devices as the machine is given ([`virtio`]). There is no PCI bus, no firmware and no keyboard; an operating system learns what exists from ACPI tables in the
 //! hardware-reduced form (ACPI 6.5 §4.1), where power is controlled by a few registers of our own.
 
+pub mod virtio;
+
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use acpi_tables::Aml;
 
 use crate::arch::x86_64::layout;
 use crate::backend::ByteQueue;
@@ -21,6 +26,10 @@ use crate::device::uart::{self, Uart};
 use crate::firmware;
 use crate::hv;
 use crate::irq::{Irq, IrqLine, IrqfdLine};
+use crate::mem::GuestRam;
+use crate::virtio::VirtioDevice;
+use crate::virtio::transport::mmio::{Mmio, WINDOW};
+use crate::worker::EventLoop;
 
 /// COM1 and its interrupt, where a PC has had them since 1981.
 pub const COM1: u16 = 0x3f8;
@@ -74,6 +83,7 @@ pub struct Board {
     pub power: Arc<PowerManagement>,
     rtc: Arc<Rtc>,
     pvpanic: Arc<PvPanic>,
+    virtio: Vec<Arc<Mmio>>,
 }
 
 /// Why a machine cannot be put together.
@@ -85,6 +95,10 @@ pub enum Error {
     Overlap(#[from] Overlap),
     #[error("cannot describe the machine to the guest: {0}")]
     Firmware(#[from] firmware::Error),
+    #[error("a machine has room for {most} virtio devices, not {0}", most = virtio::MOST)]
+    TooManyDevices(usize),
+    #[error("cannot put {device} on the event loop: {source}")]
+    EventLoop { device: String, source: io::Error },
 }
 
 impl Board {
@@ -130,7 +144,45 @@ impl Board {
             power,
             rtc,
             pvpanic,
+            virtio: Vec::new(),
         })
+    }
+
+    /// Puts virtio devices in their places, in this order, and on the event loop `worker`.
+    ///
+    /// # Errors
+    /// When there are too many of them, or the host or the hypervisor gives no descriptor or interrupt line.
+    pub fn add_virtio(
+        &mut self,
+        devices: Vec<Box<dyn VirtioDevice>>,
+        vm: &Arc<dyn hv::Vm>,
+        ram: &GuestRam,
+        worker: &mut EventLoop,
+    ) -> Result<(), Error> {
+        if devices.len() > virtio::MOST {
+            return Err(Error::TooManyDevices(devices.len()));
+        }
+        for (place, device) in virtio::places(devices.len()).zip(devices) {
+            let device = Mmio::new(device, place, vm, ram, worker.handle())?;
+            device.attach(worker).map_err(|source| Error::EventLoop {
+                device: device.name().to_owned(),
+                source,
+            })?;
+            self.mmio.insert(
+                place.address.into(),
+                WINDOW.into(),
+                Arc::clone(&device) as Arc<dyn Device>,
+            )?;
+            self.virtio.push(device);
+        }
+        Ok(())
+    }
+
+    /// Has the devices let go of guest memory. To be called when the vCPUs and the event loop have stopped for good.
+    pub fn stop_devices(&self) {
+        for device in &self.virtio {
+            device.stop();
+        }
     }
 
     /// The ACPI tables for `cpus` processors, as they lie at [`layout::ACPI_TABLES`].
@@ -138,9 +190,12 @@ impl Board {
     /// # Errors
     /// When the tables do not fit there.
     pub fn acpi_tables(&self, cpus: u32) -> Result<Vec<u8>, Error> {
+        let mut devices: Vec<&dyn Aml> =
+            vec![&*self.com1, &*self.rtc, &*self.power, &*self.pvpanic];
+        devices.extend(self.virtio.iter().map(|device| &**device as &dyn Aml));
         let description = firmware::Description {
             cpus,
-            devices: &[&*self.com1, &*self.rtc, &*self.power, &*self.pvpanic],
+            devices: &devices,
             sleep_control: PM + pm::SLEEP_CONTROL,
             sleep_status: PM + pm::SLEEP_STATUS,
             reset: PM + pm::RESET,

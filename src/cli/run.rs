@@ -12,6 +12,7 @@ use super::{Result, quantity, say};
 use crate::backend::console::{Console, Kind};
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
+use crate::virtio::dev::rng::Rng;
 use crate::vm::{Machine, Report, Spec};
 
 /// The guest's console goes to COM1; it reboots by the ACPI reset register (on hardware-reduced machines Linux would
@@ -97,6 +98,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         command_line.push(' ');
         command_line.push_str(words);
     }
+    let entropy = Rng::new().map_err(|error| format!("cannot make an entropy device: {error}"))?;
     let spec = Spec {
         name: arguments.name,
         cpus: arguments.cpus,
@@ -109,6 +111,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         command_line,
         timeout: arguments.timeout,
         trace,
+        devices: vec![Box::new(entropy)],
     };
     let console = Console::open(&arguments.console)?;
     if let Some(path) = console.pty_path() {

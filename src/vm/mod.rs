@@ -37,6 +37,7 @@ use crate::hv::{self, Hypervisor, Registers, Vcpu};
 use crate::loader::{self, Entry};
 use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::trace::Sink;
+use crate::virtio::VirtioDevice;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
@@ -80,6 +81,8 @@ pub struct Spec {
     pub timeout: Option<Duration>,
     /// Receives every exit.
     pub trace: Option<Arc<dyn Sink>>,
+    /// The virtio devices that the machine has, in the order in which the guest finds them. At most 32.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
 }
 
 impl Spec {
@@ -94,6 +97,7 @@ impl Spec {
             command_line: String::new(),
             timeout: None,
             trace: None,
+            devices: Vec::new(),
         }
     }
 }
@@ -208,7 +212,7 @@ impl Machine {
     /// One sentence on the image, the memory, the console or the hypervisor.
     pub fn new(
         hypervisor: &dyn Hypervisor,
-        spec: Spec,
+        mut spec: Spec,
         mut console: Console,
     ) -> Result<Machine, Error> {
         let vm = hypervisor.create_vm()?;
@@ -219,12 +223,14 @@ impl Machine {
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
         vm.create_interrupt_controllers()?;
-        let board = Board::new(&*vm, console.output(), console.input())?;
+        let mut worker = EventLoop::new()?;
+        let mut board = Board::new(&*vm, console.output(), console.input())?;
+        let devices = std::mem::take(&mut spec.devices);
+        board.add_virtio(devices, &vm, &ram, &mut worker)?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
 
-        let mut worker = EventLoop::new()?;
         let handle = MachineHandle {
             messages: Arc::default(),
             worker: worker.handle(),
@@ -316,6 +322,8 @@ impl Machine {
         threads.resume();
         let ended = self.wait(&threads);
         threads.stop();
+        // Only now, as a vCPU might have started a device again. Nothing of the host touches guest memory after this.
+        self.board.stop_devices();
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
         let patience = matches!(
             ended,
