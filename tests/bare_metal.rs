@@ -218,3 +218,23 @@ fn the_console_can_be_a_file() {
     assert_eq!((code(&output), stdout(&output).as_str()), (Some(0), ""));
     assert!(fs::read_to_string(file).unwrap().starts_with("Hello"));
 }
+
+#[test]
+fn a_guest_drives_a_virtio_device_by_queues_and_interrupts() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (kernel, trace) = (guest(&scratch, "entropy"), scratch.path().join("exits.txt"));
+    let output = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+        .args(["--trace", trace.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), Some(0), "{}", stdout(&output));
+    let text = stdout(&output);
+    assert!(text.contains("entropy: 4 requests, 4 interrupts"), "{text}");
+    let exits = fs::read_to_string(&trace).unwrap();
+    assert!(
+        exits.contains("RNG0.Status{ACKNOWLEDGE,DRIVER,FEATURES_OK,DRIVER_OK}"),
+        "{exits}"
+    );
+    let notifications = exits.matches("RNG0.QueueNotify").count();
+    assert_eq!(notifications, 1, "KVM takes the others by itself");
+}
