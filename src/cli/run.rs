@@ -12,6 +12,7 @@ use super::{Result, quantity, say};
 use crate::backend::console::{Console, Kind};
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
+use crate::virtio::dev::rng::Rng;
 use crate::vm::{Machine, Report, Spec};
 
 /// The guest's console goes to COM1; it reboots by the ACPI reset register (on hardware-reduced machines Linux would
@@ -107,6 +108,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             .map(|path| crate::vm::Image::read(path))
             .collect::<std::result::Result<_, _>>()?,
         command_line,
+        devices: vec![Box::new(Rng::new(0))],
         timeout: arguments.timeout,
         trace,
     };

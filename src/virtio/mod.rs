@@ -8,15 +8,17 @@
 //! Three layers, each ignorant of the next:
 //!
 //! * [`queue`] walks the rings. What a device sees is a request with a readable and a writable part.
-//! * `transport` is how the driver finds the device, negotiates features and rings the bell.
-//! * `dev` has the devices, one file each, which implement [`VirtioDevice`] and know no transport.
+//! * [`transport`] is how the driver finds the device, negotiates features and rings the bell.
+//! * [`dev`] has the devices, one file each, which implement [`VirtioDevice`] and know no transport.
 //!
 //! A device runs on the event loop, never on a vCPU thread: the driver's notification arrives there as an eventfd, and
 //! so do the device's own host descriptors. Its methods are called one at a time, under a lock.
 
+pub mod dev;
 #[cfg(test)]
 pub(crate) mod driver;
 pub mod queue;
+pub mod transport;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -139,6 +141,7 @@ pub trait VirtioDevice: Send {
 /// The interrupt of one device, with the register that says what it is about (§4.2.2, InterruptStatus).
 pub struct Interrupt {
     status: AtomicU32,
+    generation: AtomicU32,
     line: Arc<dyn IrqLine>,
 }
 
@@ -152,6 +155,7 @@ impl Interrupt {
     pub fn new(line: Arc<dyn IrqLine>) -> Interrupt {
         Interrupt {
             status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
             line,
         }
     }
@@ -160,6 +164,23 @@ impl Interrupt {
     pub fn raise(&self, bits: u32) {
         self.status.fetch_or(bits, Ordering::SeqCst);
         self.line.trigger();
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    pub fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(INTERRUPT_CONFIG);
+    }
+
+    /// How often the configuration space has changed, by which a driver sees that it read one state of it (§2.5.1).
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Takes a saved status and generation back.
+    pub fn restore(&self, status: u32, generation: u32) {
+        self.status.store(status, Ordering::SeqCst);
+        self.generation.store(generation, Ordering::SeqCst);
     }
 
     /// The status register.

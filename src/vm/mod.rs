@@ -37,6 +37,7 @@ use crate::hv::{self, Hypervisor, Registers, Vcpu};
 use crate::loader::{self, Entry};
 use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::trace::Sink;
+use crate::virtio::VirtioDevice;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
@@ -76,6 +77,8 @@ pub struct Spec {
     /// Concatenated in this order.
     pub initrds: Vec<Image>,
     pub command_line: String,
+    /// In the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Ends the run with [`Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
@@ -92,6 +95,7 @@ impl Spec {
             kernel,
             initrds: Vec::new(),
             command_line: String::new(),
+            devices: Vec::new(),
             timeout: None,
             trace: None,
         }
@@ -208,7 +212,7 @@ impl Machine {
     /// One sentence on the image, the memory, the console or the hypervisor.
     pub fn new(
         hypervisor: &dyn Hypervisor,
-        spec: Spec,
+        mut spec: Spec,
         mut console: Console,
     ) -> Result<Machine, Error> {
         let vm = hypervisor.create_vm()?;
@@ -219,12 +223,16 @@ impl Machine {
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
         vm.create_interrupt_controllers()?;
-        let board = Board::new(&*vm, console.output(), console.input())?;
+        let ends = (console.output(), console.input());
+        let board = Board::new(&vm, &ram, ends, std::mem::take(&mut spec.devices))?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
 
         let mut worker = EventLoop::new()?;
+        for transport in &board.virtio {
+            transport.attach(&mut worker)?;
+        }
         let handle = MachineHandle {
             messages: Arc::default(),
             worker: worker.handle(),
@@ -316,6 +324,7 @@ impl Machine {
         threads.resume();
         let ended = self.wait(&threads);
         threads.stop();
+        self.board.virtio.iter().for_each(|device| device.stop());
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
         let patience = matches!(
             ended,

@@ -4,6 +4,8 @@ mod vcpu;
 
 use std::ffi::CString;
 use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +14,7 @@ use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Error, Hypervisor, MemoryOwner, MemorySlot, Result, Vcpu, Vm};
@@ -48,6 +50,11 @@ pub const CAPABILITIES: &[Capability] = &[
         cap: Cap::Irqfd,
         name: "KVM_CAP_IRQFD",
         purpose: "device interrupts",
+    },
+    Capability {
+        cap: Cap::Ioeventfd,
+        name: "KVM_CAP_IOEVENTFD",
+        purpose: "notifications of virtio devices",
     },
     Capability {
         cap: Cap::ExtCpuid,
@@ -215,6 +222,14 @@ impl Vm for KvmVm {
             self.sync_registers,
             Arc::clone(&self.owners),
         )))
+    }
+
+    fn register_ioeventfd(&self, event: BorrowedFd<'_>, address: u64, value: u32) -> Result<()> {
+        // SAFETY: the descriptor is open while it is borrowed, and `ManuallyDrop` leaves closing it to its owner.
+        let event = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(event.as_raw_fd()) });
+        self.fd
+            .register_ioevent(&event, &IoEventAddress::Mmio(address), value)
+            .map_err(|error| Error::new("wire a notification", error))
     }
 
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {

@@ -13,16 +13,35 @@ mod chain;
 pub use chain::{Buffer, Chain, Reader, Writer};
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::{INTERRUPT_USED, Interrupt, Malformed};
 use crate::mem::GuestRam;
 
+/// How far a queue has got: the next entries of the available and of the used ring. It is shared with the transport,
+/// which saves it.
+#[derive(Debug, Default)]
+pub struct Position(AtomicU32);
+
+impl Position {
+    /// The next available and the next used index.
+    pub fn get(&self) -> (u16, u16) {
+        let both = self.0.load(Ordering::Acquire);
+        (both as u16, (both >> 16) as u16)
+    }
+
+    fn set(&self, next_avail: u16, next_used: u16) {
+        let both = u32::from(next_avail) | u32::from(next_used) << 16;
+        self.0.store(both, Ordering::Release);
+    }
+}
+
 /// One queue of an activated device.
 pub struct VirtQueue {
     queue: Queue,
+    position: Arc<Position>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
 }
@@ -30,8 +49,11 @@ pub struct VirtQueue {
 impl VirtQueue {
     /// A queue that the driver has set up. `queue` lies wholly in `ram`, which the transport has checked.
     pub fn new(queue: Queue, ram: GuestRam, interrupt: Arc<Interrupt>) -> VirtQueue {
+        let position = Arc::new(Position::default());
+        position.set(queue.next_avail(), queue.next_used());
         VirtQueue {
             queue,
+            position,
             ram,
             interrupt,
         }
@@ -56,13 +78,16 @@ impl VirtQueue {
         let Some(descriptors) = heads.next() else {
             return Ok(None);
         };
-        Chain::collect(&self.ram, descriptors).map(Some)
+        let chain = Chain::collect(&self.ram, descriptors).map(Some);
+        self.note_position();
+        chain
     }
 
     /// Puts the request taken last back, to be popped again.
     pub fn unpop(&mut self) {
         let before = self.queue.next_avail().wrapping_sub(1);
         self.queue.set_next_avail(before);
+        self.note_position();
     }
 
     /// Hands a request back: `written` bytes of its writable part have been filled.
@@ -70,9 +95,9 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring is gone from guest memory.
     pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), Malformed> {
-        self.queue
-            .add_used(&self.ram, head, written)
-            .map_err(|_| Malformed::Ring)
+        let added = self.queue.add_used(&self.ram, head, written);
+        self.note_position();
+        added.map_err(|_| Malformed::Ring)
     }
 
     /// Interrupts the driver if it wants to know of what was handed back since the last call.
@@ -117,9 +142,14 @@ impl VirtQueue {
             .is_ok_and(|index| index.0 != self.queue.next_avail())
     }
 
-    /// The addresses, size and positions, to be saved.
-    pub fn state(&self) -> virtio_queue::QueueState {
-        self.queue.state()
+    /// How far the queue has got, now and later.
+    pub fn position(&self) -> Arc<Position> {
+        Arc::clone(&self.position)
+    }
+
+    fn note_position(&self) {
+        let (next_avail, next_used) = (self.queue.next_avail(), self.queue.next_used());
+        self.position.set(next_avail, next_used);
     }
 }
 

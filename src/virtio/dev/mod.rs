@@ -1,0 +1,3 @@
+//! The virtio devices, one file each. None knows by which transport it is reached.
+
+pub mod rng;

@@ -1,0 +1,251 @@
+//! A device behind its registers, driven as a guest would: by writes to the window, with the event loop at work.
+
+use std::time::{Duration, Instant};
+
+use super::core::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, offset::*};
+use super::*;
+use crate::hv::Hypervisor;
+use crate::hv::fake::FakeHypervisor;
+use crate::irq::CountingLine;
+use crate::mem::{self as memory, Bytes, GuestAddress};
+use crate::virtio::dev::rng::Rng;
+use crate::virtio::{F_VERSION_1, INTERRUPT_USED};
+
+const TABLE: u64 = 0x1000;
+const AVAIL: u64 = 0x2000;
+const USED: u64 = 0x3000;
+const DATA: u64 = 0x10_0000;
+
+struct Machine {
+    transport: Arc<MmioTransport>,
+    ram: GuestRam,
+    line: Arc<CountingLine>,
+    handle: crate::worker::Handle,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let host = FakeHypervisor::new(Vec::new());
+        let vm = host.create_vm().unwrap();
+        let ram = memory::allocate(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        let line = Arc::new(CountingLine::default());
+        let transport = MmioTransport::new(
+            vm,
+            ram.clone(),
+            Box::new(Rng::new(0)),
+            (0, 0xd000_0000),
+            (Irq(16), Arc::clone(&line) as _),
+        )
+        .unwrap();
+        let transport = Arc::new(transport);
+        let mut events = EventLoop::new().unwrap();
+        transport.attach(&mut events).unwrap();
+        let handle = events.handle();
+        let thread = Some(std::thread::spawn(move || events.run().unwrap()));
+        Machine {
+            transport,
+            ram,
+            line,
+            handle,
+            thread,
+        }
+    }
+
+    fn write(&self, at: u64, value: u32) {
+        self.transport.write(at, &value.to_le_bytes());
+    }
+
+    fn read(&self, at: u64) -> u32 {
+        let mut word = [0; 4];
+        self.transport.read(at, &mut word);
+        u32::from_le_bytes(word)
+    }
+
+    /// Negotiates and sets up queue 0 with 8 descriptors, its used ring at `used`.
+    fn start(&self, used: u64) {
+        self.write(STATUS, 0);
+        let mut status = ACKNOWLEDGE | DRIVER;
+        self.write(STATUS, status);
+        self.write(DRIVER_FEATURES_SEL, 1);
+        self.write(DRIVER_FEATURES, (F_VERSION_1 >> 32) as u32);
+        status |= FEATURES_OK;
+        self.write(STATUS, status);
+        self.write(QUEUE_SEL, 0);
+        self.write(QUEUE_SIZE, 8);
+        self.write(QUEUE_DESC_LOW, TABLE as u32);
+        self.write(QUEUE_DRIVER_LOW, AVAIL as u32);
+        self.write(QUEUE_DEVICE_LOW, used as u32);
+        self.write(QUEUE_DEVICE_HIGH, (used >> 32) as u32);
+        self.write(QUEUE_READY, 1);
+        self.write(STATUS, status | DRIVER_OK);
+    }
+
+    /// Makes one buffer for random bytes available, the `index`th request, and notifies.
+    fn request(&self, index: u16, address: u64) {
+        self.ram.write_obj(address, GuestAddress(TABLE)).unwrap();
+        self.ram.write_obj(64_u32, GuestAddress(TABLE + 8)).unwrap();
+        self.ram.write_obj(2_u16, GuestAddress(TABLE + 12)).unwrap();
+        let slot = AVAIL + 4 + u64::from(index % 8) * 2;
+        self.ram.write_obj(0_u16, GuestAddress(slot)).unwrap();
+        self.ram
+            .write_obj(index.wrapping_add(1), GuestAddress(AVAIL + 2))
+            .unwrap();
+        self.write(QUEUE_NOTIFY, 0);
+    }
+
+    fn used(&self) -> u16 {
+        self.ram.read_obj(GuestAddress(USED + 2)).unwrap()
+    }
+
+    fn clear_rings(&self) {
+        for ring in [AVAIL, USED] {
+            self.ram.write_slice(&[0; 64], GuestAddress(ring)).unwrap();
+        }
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn(&Machine) -> bool) {
+        let start = Instant::now();
+        while !done(self) {
+            assert!(start.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_notification_is_answered_with_a_used_buffer_and_an_interrupt() {
+    let machine = Machine::new();
+    machine.start(USED);
+    machine.request(0, DATA);
+    machine.wait_until("used", |machine| machine.used() == 1);
+    machine.wait_until("interrupt", |machine| machine.line.edges() == 1);
+    assert_eq!(machine.read(INTERRUPT_STATUS), INTERRUPT_USED);
+    machine.write(INTERRUPT_ACK, INTERRUPT_USED);
+    assert_eq!(machine.read(INTERRUPT_STATUS), 0);
+    let mut bytes = [0; 64];
+    machine
+        .ram
+        .read_slice(&mut bytes, GuestAddress(DATA))
+        .unwrap();
+    assert_ne!(bytes, [0; 64]);
+}
+
+#[test]
+fn requests_made_before_driver_ok_are_served_after_it() {
+    let machine = Machine::new();
+    machine.request(0, DATA);
+    assert_eq!(machine.used(), 0);
+    machine.start(USED);
+    machine.wait_until("used", |machine| machine.used() == 1);
+}
+
+#[test]
+fn a_broken_request_asks_for_a_reset_and_the_device_works_again_after_it() {
+    let machine = Machine::new();
+    machine.start(USED);
+    machine.request(0, 0xd000_0000);
+    machine.wait_until("needs reset", |machine| {
+        machine.read(STATUS) & NEEDS_RESET != 0
+    });
+    assert_eq!(machine.read(INTERRUPT_STATUS), INTERRUPT_CONFIG);
+    machine.request(1, DATA);
+    assert_eq!(machine.transport.malformed(), 1);
+    machine.clear_rings();
+    machine.start(USED);
+    assert_eq!(machine.read(STATUS) & NEEDS_RESET, 0);
+    machine.request(0, DATA);
+    machine.wait_until("used", |machine| machine.used() == 1);
+}
+
+#[test]
+fn a_queue_outside_memory_is_refused_at_driver_ok() {
+    let machine = Machine::new();
+    for used in [0xd000_0000, 0x40_0000 - 8, u64::MAX & !3] {
+        machine.start(used);
+        assert_ne!(machine.read(STATUS) & NEEDS_RESET, 0, "{used:#x}");
+    }
+}
+
+#[test]
+fn only_aligned_words_reach_the_registers() {
+    let machine = Machine::new();
+    machine.transport.write(STATUS, &[1]);
+    machine.transport.write(STATUS, &[1, 0, 0, 0, 0, 0, 0, 0]);
+    machine.transport.write(STATUS + 1, &[1, 0, 0, 0]);
+    assert_eq!(machine.read(STATUS), 0);
+    let mut data = [0xaa; 8];
+    machine.transport.read(MAGIC_VALUE, &mut data);
+    assert_eq!(data, [0; 8]);
+}
+
+#[test]
+fn a_saved_device_goes_on_where_it_was() {
+    let machine = Machine::new();
+    machine.start(USED);
+    machine.request(0, DATA);
+    machine.wait_until("used", |machine| machine.used() == 1);
+    machine.wait_until("interrupt", |machine| machine.line.edges() == 1);
+    let saved = machine.transport.save();
+    machine.write(STATUS, 0);
+    machine.transport.restore(&saved).unwrap();
+    assert_eq!(machine.read(STATUS), 15);
+    machine.request(1, DATA);
+    machine.wait_until("the second", |machine| machine.used() == 2);
+    assert!(machine.transport.restore(&SavedState::of(&())).is_err());
+}
+
+/// Marsaglia's xorshift: the same sequence on every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[test]
+fn no_sequence_of_accesses_brings_the_device_down() {
+    let machine = Machine::new();
+    let mut random = Random(0x5eed);
+    for _ in 0..200 {
+        if random.below(2) == 0 {
+            machine.start(USED);
+        }
+        for _ in 0..100 {
+            // Mostly registers and small values, which get further than noise does.
+            let at = match random.below(8) {
+                0 => random.below(WINDOW),
+                _ => random.below(0x40) * 4,
+            };
+            let value = match random.below(4) {
+                0 => random.below(1 << 32),
+                1 => 1 << random.below(32),
+                _ => random.below(16),
+            };
+            let len = [1, 2, 4, 4, 4, 4, 8][random.below(7) as usize];
+            let mut data = value.to_le_bytes();
+            match random.below(3) {
+                0 => machine.transport.read(at, &mut data[..len]),
+                _ => drop(machine.transport.write(at, &data[..len])),
+            }
+        }
+    }
+    machine.write(STATUS, 0);
+    machine.clear_rings();
+    machine.start(USED);
+    machine.request(0, DATA);
+    machine.wait_until("used", |machine| machine.used() == 1);
+}
