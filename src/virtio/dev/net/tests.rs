@@ -647,9 +647,9 @@ fn no_header_or_chain_brings_the_card_down() {
 }
 
 #[test]
-fn passt_answers_the_guest_and_takes_the_link_down_when_it_ends() {
+fn passt_answers_the_guest_and_leads_a_port_of_the_host_to_it() {
     if !namespace::entered(
-        "virtio::dev::net::tests::passt_answers_the_guest_and_takes_the_link_down_when_it_ends",
+        "virtio::dev::net::tests::passt_answers_the_guest_and_leads_a_port_of_the_host_to_it",
     ) {
         return;
     }
