@@ -31,7 +31,8 @@ SIGTERM and SIGINT press the power button; a second one, or 5 seconds, end the g
 A network card is given with --net, once for each; without it, there is none:
   user[,hostfwd=HOST:GUEST]...[,mac=MAC]   through the program passt, which needs no privileges;
                                            hostfwd leads a TCP port of the host to one of the guest
-  tap=NAME[,queues=N][,mac=MAC]            on a tap, made if there is none (that needs CAP_NET_ADMIN)
+  tap=NAME[,queues=N][,mac=MAC]            on a tap; one that is not there is made, which needs
+                                           CAP_NET_ADMIN, and stays down until `ip` sets it up
   none                                     no card
 Without mac=, a card's address follows from --name and its place, and is always the same.
 

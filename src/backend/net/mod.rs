@@ -78,6 +78,10 @@ pub enum Error {
     NoPasst,
     #[error("cannot start passt for --net user: {0}")]
     StartPasst(io::Error),
+    #[error(
+        "--net user: passt could not start: {0}; see that the host has a network and that each hostfwd= port is free"
+    )]
+    PasstNotStarted(String),
     #[error("passt, which --net user relies on, ended: {0}")]
     PasstEnded(String),
     #[error("passt, which --net user relies on, sent a frame of {0} bytes, which no frame has")]

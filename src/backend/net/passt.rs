@@ -136,20 +136,25 @@ impl Passt {
             match poll(&mut fds, Some(&timeout)) {
                 Ok(0) => return Ok(()),
                 Err(Errno::INTR) => {}
-                _ => return Err(self.ended()),
+                _ => return Err(Error::PasstNotStarted(self.last_words())),
             }
         }
     }
 
     /// What is to be said when the socket is closed at the other end.
     fn ended(&mut self) -> Error {
+        Error::PasstEnded(self.last_words())
+    }
+
+    /// What passt said before it ended, for which this waits.
+    fn last_words(&mut self) -> String {
         let said = self.process.as_mut().and_then(|process| {
-            // It has closed its socket, so it is about to end; this tells its children from its own end.
+            // It has closed its socket, so it is ending anyway.
             let _ = process.child.kill();
             let _ = process.child.wait();
-            last_words(&process.log)
+            last_lines(&process.log)
         });
-        Error::PasstEnded(said.unwrap_or_else(|| "it did not say why".to_owned()))
+        said.unwrap_or_else(|| "it did not say why".to_owned())
     }
 
     /// Gives a frame, with a header that says nothing, to the guest.
@@ -283,7 +288,7 @@ impl Drop for Process {
 }
 
 /// The last lines of what passt printed, as one.
-fn last_words(log: &File) -> Option<String> {
+fn last_lines(log: &File) -> Option<String> {
     let len = log.metadata().ok()?.len();
     let mut bytes = vec![0; usize::try_from(len).ok()?.min(LOG_MAX)];
     let from = len.saturating_sub(bytes.len() as u64);
