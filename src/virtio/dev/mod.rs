@@ -1,3 +1,4 @@
-//! The virtio devices, one file each. None knows by which transport it is reached.
+//! The virtio devices, one a file or folder. Each implements [`super::VirtioDevice`] and knows no transport.
 
+pub mod net;
 pub mod rng;

@@ -6,19 +6,22 @@
 //! time under the device's eyes, so a chain is read once, checked whole, and only then shown to the device.
 //!
 //! The rings themselves are walked by the `virtio-queue` crate. What it leaves open, a chain that simply ends when it is
-//! broken, is decided here: such a chain is [`Malformed`].
+//! broken, is decided here: such a chain is [`Malformed`]. So is what it lacks: handing several requests back at once.
 
 mod chain;
 
 pub use chain::{Buffer, Chain, Reader, Writer};
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::{INTERRUPT_USED, Interrupt, Malformed};
-use crate::mem::GuestRam;
+use crate::mem::{Bytes, GuestAddress, GuestRam};
+
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver looks for itself (§2.7.6).
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
 
 /// How far a queue has got: the next entries of the available and of the used ring. It is shared with the transport,
 /// which saves it.
@@ -44,6 +47,8 @@ pub struct VirtQueue {
     position: Arc<Position>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
+    /// The used index as it stood when the driver was last thought of.
+    told: u16,
 }
 
 impl VirtQueue {
@@ -52,6 +57,7 @@ impl VirtQueue {
         let position = Arc::new(Position::default());
         position.set(queue.next_avail(), queue.next_used());
         VirtQueue {
+            told: queue.next_used(),
             queue,
             position,
             ram,
@@ -100,19 +106,60 @@ impl VirtQueue {
         added.map_err(|_| Malformed::Ring)
     }
 
+    /// Hands several requests back, each with the bytes written, so that the driver sees all of them or none: the
+    /// index of the used ring moves once (§2.7.8.2, and for a frame in several buffers §5.1.6.4.1). There are no more
+    /// of them than were popped.
+    ///
+    /// # Errors
+    /// When the used ring is gone from guest memory.
+    pub fn push_used_together(&mut self, requests: &[(u16, u32)]) -> Result<(), Malformed> {
+        let Some((&(head, written), rest)) = requests.split_last() else {
+            return Ok(());
+        };
+        let mut index = self.queue.next_used();
+        for &(head, written) in rest {
+            let slot = index.checked_rem(self.queue.size()).unwrap_or(0);
+            let at = self.queue.used_ring().checked_add(4 + 8 * u64::from(slot));
+            let element = [u32::from(head).to_le(), written.to_le()];
+            at.and_then(|at| self.ram.write_obj(element, GuestAddress(at)).ok())
+                .ok_or(Malformed::Ring)?;
+            index = index.wrapping_add(1);
+        }
+        self.queue.set_next_used(index);
+        self.push_used(head, written)
+    }
+
     /// Interrupts the driver if it wants to know of what was handed back since the last call.
     ///
     /// # Errors
     /// When the rings are gone from guest memory.
     pub fn notify(&mut self) -> Result<(), Malformed> {
-        if self
-            .queue
-            .needs_notification(&self.ram)
-            .map_err(|_| Malformed::Ring)?
-        {
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.told, new);
+        // The used index must be out before the driver's wish is read (§2.7.7.2).
+        fence(Ordering::SeqCst);
+        let handed_back = new.wrapping_sub(old);
+        let wanted = if self.queue.event_idx_enabled() {
+            // The driver wants to know when the used index moves past `used_event` (§2.7.10).
+            let used_event = self.avail_word(4 + 2 * u64::from(self.queue.size()))?;
+            new.wrapping_sub(used_event).wrapping_sub(1) < handed_back
+        } else {
+            handed_back != 0 && self.avail_word(0)? & AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
             self.interrupt.raise(INTERRUPT_USED);
         }
         Ok(())
+    }
+
+    /// A word of the available ring: flags, index, `size` heads, `used_event` (§2.7.6).
+    fn avail_word(&self, offset: u64) -> Result<u16, Malformed> {
+        self.queue
+            .avail_ring()
+            .checked_add(offset)
+            .and_then(|at| self.ram.load(GuestAddress(at), Ordering::Relaxed).ok())
+            .map(u16::from_le)
+            .ok_or(Malformed::Ring)
     }
 
     /// Asks the driver not to notify while the device is at work on the queue anyway.
