@@ -75,18 +75,25 @@ impl VirtQueue {
         self.queue.size()
     }
 
-    /// Takes the next request from the available ring.
+    /// Takes the next request from the available ring. When there is none, the driver has been asked to notify of the
+    /// next one.
     ///
     /// # Errors
     /// When the ring or the chain is broken.
     pub fn pop(&mut self) -> Result<Option<Chain>, Malformed> {
-        let mut heads = self.queue.iter(&self.ram).map_err(|_| Malformed::Ring)?;
-        let Some(descriptors) = heads.next() else {
-            return Ok(None);
-        };
-        let chain = Chain::collect(&self.ram, descriptors).map(Some);
-        self.note_position();
-        chain
+        loop {
+            let mut heads = self.queue.iter(&self.ram).map_err(|_| Malformed::Ring)?;
+            if let Some(descriptors) = heads.next() {
+                let chain = Chain::collect(&self.ram, descriptors).map(Some);
+                self.note_position();
+                return chain;
+            }
+            // A driver that counts by indices (§2.7.10) notifies only of what lies past the one it was told; and what
+            // it made available before it was told has to be seen now.
+            if !self.enable_notification()? {
+                return Ok(None);
+            }
+        }
     }
 
     /// Puts the request taken last back, to be popped again.

@@ -62,11 +62,17 @@ impl Machine {
         u32::from_le_bytes(word)
     }
 
-    /// Negotiates and sets up queue 0 with 8 descriptors, its used ring at `used`.
+    /// Negotiates without features and sets up queue 0 with 8 descriptors, its used ring at `used`.
     fn start(&self, used: u64) {
+        self.start_with(0, used);
+    }
+
+    fn start_with(&self, features: u64, used: u64) {
         self.write(STATUS, 0);
         let mut status = ACKNOWLEDGE | DRIVER;
         self.write(STATUS, status);
+        self.write(DRIVER_FEATURES_SEL, 0);
+        self.write(DRIVER_FEATURES, features as u32);
         self.write(DRIVER_FEATURES_SEL, 1);
         self.write(DRIVER_FEATURES, (F_VERSION_1 >> 32) as u32);
         status |= FEATURES_OK;
@@ -138,6 +144,27 @@ fn a_notification_is_answered_with_a_used_buffer_and_an_interrupt() {
         .read_slice(&mut bytes, GuestAddress(DATA))
         .unwrap();
     assert_ne!(bytes, [0; 64]);
+}
+
+#[test]
+fn a_driver_that_counts_by_indices_is_asked_for_each_next_notification() {
+    let machine = Machine::new();
+    machine.start_with(F_EVENT_IDX, USED);
+    // `avail_event` is the word after the used ring's 8 elements, `used_event` the one after the available ring's.
+    let avail_event = GuestAddress(USED + 4 + 8 * 8);
+    for index in 0..20 {
+        let expected = index;
+        machine.wait_until("asked", |machine| {
+            machine.ram.read_obj::<u16>(avail_event).unwrap() == expected
+        });
+        let used_event = GuestAddress(AVAIL + 4 + 8 * 2);
+        machine.ram.write_obj(index, used_event).unwrap();
+        machine.request(index, DATA);
+        machine.wait_until("used", |machine| machine.used() == index + 1);
+        machine.wait_until("interrupt", |machine| {
+            machine.line.edges() == u64::from(index) + 1
+        });
+    }
 }
 
 #[test]
