@@ -69,6 +69,7 @@ impl Driver {
                 queue,
                 ram.clone(),
                 Arc::clone(&interrupt),
+                None,
             )));
             rings.push(Ring {
                 size,

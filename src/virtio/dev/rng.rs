@@ -68,10 +68,14 @@ impl VirtioDevice for Rng {
         let Some(queue) = &mut self.queue else {
             return Ok(());
         };
-        while let Some(chain) = queue.pop()? {
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.pop()? else {
+                return queue.notify();
+            };
             let written = fill(chain.writer(queue.ram()));
             queue.push_used(chain.head(), written)?;
         }
+        queue.call_again();
         queue.notify()
     }
 

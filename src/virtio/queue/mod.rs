@@ -12,6 +12,7 @@ mod chain;
 
 pub use chain::{Buffer, Chain, Reader, Writer};
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
@@ -47,13 +48,21 @@ pub struct VirtQueue {
     position: Arc<Position>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
+    /// By which the driver notifies the device.
+    notifier: Option<Arc<OwnedFd>>,
     /// The used index as it stood when the driver was last thought of.
     told: u16,
 }
 
 impl VirtQueue {
-    /// A queue that the driver has set up. `queue` lies wholly in `ram`, which the transport has checked.
-    pub fn new(queue: Queue, ram: GuestRam, interrupt: Arc<Interrupt>) -> VirtQueue {
+    /// A queue that the driver has set up. `queue` lies wholly in `ram`, which the transport has checked; `notifier` is
+    /// the eventfd on which the event loop waits for the driver.
+    pub fn new(
+        queue: Queue,
+        ram: GuestRam,
+        interrupt: Arc<Interrupt>,
+        notifier: Option<Arc<OwnedFd>>,
+    ) -> VirtQueue {
         let position = Arc::new(Position::default());
         position.set(queue.next_avail(), queue.next_used());
         VirtQueue {
@@ -62,6 +71,7 @@ impl VirtQueue {
             position,
             ram,
             interrupt,
+            notifier,
         }
     }
 
@@ -81,7 +91,8 @@ impl VirtQueue {
     /// # Errors
     /// When the ring or the chain is broken.
     pub fn pop(&mut self) -> Result<Option<Chain>, Malformed> {
-        loop {
+        // Twice at most: a driver that takes back what it made available must not keep the device looking.
+        for _ in 0..2 {
             let mut heads = self.queue.iter(&self.ram).map_err(|_| Malformed::Ring)?;
             if let Some(descriptors) = heads.next() {
                 let chain = Chain::collect(&self.ram, descriptors).map(Some);
@@ -91,8 +102,18 @@ impl VirtQueue {
             // A driver that counts by indices (§2.7.10) notifies only of what lies past the one it was told; and what
             // it made available before it was told has to be seen now.
             if !self.enable_notification()? {
-                return Ok(None);
+                break;
             }
+        }
+        Ok(None)
+    }
+
+    /// Has the event loop call the device for this queue again, after others have had their turn. For a device that stops
+    /// before the queue is empty, as each does at some point: a driver may make requests available for ever.
+    pub fn call_again(&self) {
+        if let Some(notifier) = &self.notifier {
+            // Fails only when the counter is at its maximum, and then the loop has been woken already.
+            let _ = rustix::io::write(notifier, &1_u64.to_ne_bytes());
         }
     }
 

@@ -44,7 +44,7 @@ fn queue(descriptors: &[Descriptor]) -> (VirtQueue, Arc<CountingLine>) {
     assert!(queue.is_valid(&ram));
     let line = Arc::new(CountingLine::default());
     let interrupt = Arc::new(Interrupt::new(Arc::clone(&line) as _));
-    (VirtQueue::new(queue, ram, interrupt), line)
+    (VirtQueue::new(queue, ram, interrupt, None), line)
 }
 
 #[test]

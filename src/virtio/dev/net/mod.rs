@@ -233,7 +233,10 @@ impl Net {
 
     fn requests(&mut self, queue: &mut VirtQueue) -> Result<(), Malformed> {
         let ram = queue.ram().clone();
-        while let Some(chain) = queue.pop()? {
+        for _ in 0..queue.size() {
+            let Some(chain) = queue.pop()? else {
+                return queue.notify();
+            };
             let before = self.state.pairs;
             let done = match control::pairs(&ram, &chain) {
                 Some(pairs) => self.use_pairs(pairs),
@@ -247,6 +250,7 @@ impl Net {
                 self.transmit(pair)?;
             }
         }
+        queue.call_again();
         queue.notify()
     }
 

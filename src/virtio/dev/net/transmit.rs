@@ -42,8 +42,12 @@ impl Transmit {
         self.queue.disable_notification()?;
         let mut frames = 0_u32;
         let result = loop {
-            if frames >= FRAMES_PER_TURN && backend.is_some() {
-                self.waiting = true;
+            if frames >= FRAMES_PER_TURN {
+                // A host that has room calls at once; where there is no host, nobody does.
+                self.waiting = backend.is_some();
+                if !self.waiting {
+                    self.queue.call_again();
+                }
                 break Ok(());
             }
             frames = frames.saturating_add(1);

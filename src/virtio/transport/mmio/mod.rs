@@ -237,7 +237,8 @@ impl MmioTransport {
     fn activate(&self, state: &mut State, positions: &[(u16, u16)]) {
         let features = state.registers.accepted;
         let mut queues = Vec::new();
-        for (registers, position) in state.registers.queues.iter().zip(positions) {
+        let registers = state.registers.queues.iter().zip(&self.notifiers);
+        for ((registers, notifier), position) in registers.zip(positions) {
             if !registers.ready {
                 queues.push(None);
                 continue;
@@ -250,6 +251,7 @@ impl MmioTransport {
                 queue,
                 self.ram.clone(),
                 Arc::clone(&self.interrupt),
+                Some(Arc::clone(notifier)),
             )));
         }
         if let Err(error) = self.wire(state) {
