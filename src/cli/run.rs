@@ -8,12 +8,13 @@ use std::time::Duration;
 use clap::Args;
 
 use super::kernels::{Found, Places};
-use super::{Result, quantity, say};
+use super::net::{self, Cards, Network};
+use super::{Result, USAGE, quantity, say};
 use crate::backend::console::{Console, Kind};
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
 use crate::virtio::dev::rng::Rng;
-use crate::vm::{Machine, Report, Spec};
+use crate::vm::{Image, Machine, Report, Spec};
 
 /// The guest's console goes to COM1; it reboots by the ACPI reset register (on hardware-reduced machines Linux would
 /// ask EFI otherwise, which is not there); and a panic ends the run rather than hang it.
@@ -28,12 +29,21 @@ Without --kernel, the first of these is booted: $SARANG_KERNEL, ./vmlinux, ./bzI
 On a terminal: Ctrl-a x quits, Ctrl-a Ctrl-a sends one Ctrl-a, Ctrl-a h lists the keys.
 SIGTERM and SIGINT press the power button; a second one, or 5 seconds, end the guest.
 
+A network card is given with --net, once for each; without it, there is none:
+  user[,hostfwd=HOST:GUEST]...[,mac=MAC]   through the program passt, which needs no privileges;
+                                           hostfwd leads a TCP port of the host to one of the guest
+  tap=NAME[,queues=N][,mac=MAC]            on a tap; one that is not there is made, which needs
+                                           CAP_NET_ADMIN, and stays down until `ip` sets it up
+  none                                     no card
+Without mac=, a card's address follows from --name and its place, and is always the same.
+
 Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
 124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port.
 
 Examples:
   sarang run -k vmlinuz -i initrd.img -c 2 -m 1G
   sarang run -k bzImage -p 'root=/dev/ram0 quiet' --timeout 30s --json
+  sarang run -k vmlinuz -i initrd.img --net user,hostfwd=2222:22
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -60,6 +70,9 @@ pub(super) struct Arguments {
     /// Where the serial console goes: off, stdio, pty or file=PATH
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console_kind)]
     console: Kind,
+    /// Network card: user[,hostfwd=HOST:GUEST], tap=NAME or none; see below. Several make several cards
+    #[arg(long, value_name = "NET", value_parser = net::parse)]
+    net: Vec<Network>,
     /// Write one line for every exit of the guest to userspace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -81,10 +94,19 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     if initrds.is_empty() {
         initrds.extend(found.initrd);
     }
+    let networks = match net::resolve(&arguments.net, &arguments.name) {
+        Ok(networks) => networks,
+        Err(message) => {
+            say(&format!("sarang: {message}"));
+            return Ok(USAGE);
+        }
+    };
     say(&format!(
         "# {}",
-        resolved(&arguments, &found.kernel, &initrds)
+        resolved(&arguments, &found.kernel, &initrds, &networks)
     ));
+    // Before the images are read, so that passt starts meanwhile.
+    let cards = Cards::open(&networks)?;
     let hypervisor = Kvm::open(&super::kvm_path())?;
     let trace =
         match &arguments.trace {
@@ -98,20 +120,22 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         command_line.push(' ');
         command_line.push_str(words);
     }
-    let entropy = Rng::new().map_err(|error| format!("cannot make an entropy device: {error}"))?;
+    let kernel = Image::read(&found.kernel)?;
+    let initrds: std::result::Result<Vec<Image>, _> =
+        initrds.iter().map(|path| Image::read(path)).collect();
+    let initrds = initrds?;
+    let mut devices = cards.into_devices()?;
+    devices.push(Box::new(Rng::new(0)));
     let spec = Spec {
         name: arguments.name,
         cpus: arguments.cpus,
         ram_bytes: arguments.mem,
-        kernel: crate::vm::Image::read(&found.kernel)?,
-        initrds: initrds
-            .iter()
-            .map(|path| crate::vm::Image::read(path))
-            .collect::<std::result::Result<_, _>>()?,
+        kernel,
+        initrds,
         command_line,
         timeout: arguments.timeout,
         trace,
-        devices: vec![Box::new(entropy)],
+        devices,
     };
     let console = Console::open(&arguments.console)?;
     if let Some(path) = console.pty_path() {
@@ -124,7 +148,12 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
 }
 
 /// The command line with everything that was left open filled in.
-fn resolved(arguments: &Arguments, kernel: &std::path::Path, initrds: &[PathBuf]) -> String {
+fn resolved(
+    arguments: &Arguments,
+    kernel: &std::path::Path,
+    initrds: &[PathBuf],
+    networks: &[Network],
+) -> String {
     let mut words = vec!["sarang".to_owned(), "run".to_owned()];
     let mut flag = |flag: &str, value: &str| {
         words.push(flag.to_owned());
@@ -136,6 +165,9 @@ fn resolved(arguments: &Arguments, kernel: &std::path::Path, initrds: &[PathBuf]
     }
     flag("-c", &arguments.cpus.to_string());
     flag("-m", &quantity::show_ram(arguments.mem));
+    for network in networks {
+        flag("--net", &network.to_string());
+    }
     for append in &arguments.append {
         flag("-p", append);
     }
@@ -180,6 +212,34 @@ fn finish(report: &Report, json: bool) -> Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: Arguments,
+    }
+
+    #[test]
+    fn the_resolved_command_line_has_every_network_card_with_its_address() {
+        let line = Line::try_parse_from([
+            "run",
+            "--name=vm",
+            "--net=user,hostfwd=2222:22",
+            "--net=tap=t0,mac=02:00:00:00:00:07",
+        ])
+        .unwrap();
+        let networks = net::resolve(&line.run.net, &line.run.name).unwrap();
+        let shown = resolved(&line.run, std::path::Path::new("vmlinux"), &[], &networks);
+        let first = crate::virtio::dev::net::Mac::of("vm", 0);
+        assert_eq!(
+            shown,
+            format!(
+                "sarang run -k vmlinux -c 1 -m 512M --net user,hostfwd=2222:22,mac={first} \
+                 --net tap=t0,mac=02:00:00:00:00:07"
+            )
+        );
+    }
 
     #[test]
     fn words_are_quoted_as_a_shell_needs_them() {

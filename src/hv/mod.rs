@@ -12,6 +12,7 @@ pub mod kvm;
 
 use std::any::Any;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, kvm_fpu, kvm_lapic_state, kvm_regs, kvm_sregs};
@@ -85,12 +86,12 @@ pub trait Vm: Send + Sync {
     /// Makes a vCPU; `index` is also its APIC id. The interrupt controllers must be there.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>>;
 
+    /// Makes each guest write of the 4-byte `value` to the guest physical `address` add one to `event`, an eventfd,
+    /// without an exit.
+    fn register_ioeventfd(&self, event: BorrowedFd<'_>, address: u64, value: u32) -> Result<()>;
+
     /// Makes each write to `event` an edge on interrupt `gsi`.
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()>;
-
-    /// Makes each write of the 32-bit value `datamatch` to guest physical address `address` post `event`, without an
-    /// exit to userspace. The call waits until no vCPU can still see the devices of before (SRCU), up to 4 ms.
-    fn register_ioeventfd(&self, event: &EventFd, address: u64, datamatch: u32) -> Result<()>;
 }
 
 /// The registers that software sets before a vCPU first runs.

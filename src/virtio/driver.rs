@@ -18,7 +18,7 @@ const DATA: u64 = 0x10_0000;
 const RAM: u64 = 32 << 20;
 
 const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
+const WRITE: u16 = 2;
 
 #[derive(Default)]
 struct Ring {
@@ -69,6 +69,7 @@ impl Driver {
                 queue,
                 ram.clone(),
                 Arc::clone(&interrupt),
+                None,
             )));
             rings.push(Ring {
                 size,

@@ -128,11 +128,10 @@ pub trait VirtioDevice: Send {
     /// the host touches guest memory any more.
     fn reset(&mut self);
 
-    /// The volatile state, without the queues. May be called only while the device's event loop is quiet and all vCPUs are paused.
+    /// The volatile state. May be called only while the device's event loop is quiet and all vCPUs are paused.
     fn save(&self) -> SavedState;
 
-    /// Takes a saved state back, under the same conditions. A device that was active when it was saved has been
-    /// activated before, with queues that stand where they stood; the transport saves those.
+    /// Takes a saved state back, under the same conditions.
     ///
     /// # Errors
     /// When the state was not saved by this version of this device.
@@ -142,7 +141,6 @@ pub trait VirtioDevice: Send {
 /// The interrupt of one device, with the register that says what it is about (§4.2.2, InterruptStatus).
 pub struct Interrupt {
     status: AtomicU32,
-    /// How often the configuration has changed.
     generation: AtomicU32,
     line: Arc<dyn IrqLine>,
 }
@@ -162,22 +160,24 @@ impl Interrupt {
         }
     }
 
-    /// Sets bits of the status and raises the line. With [`INTERRUPT_CONFIG`], to be called in the same method of the
-    /// device that changed the configuration, so that no driver reads the new one under the old generation.
+    /// Sets bits of the status and raises the line.
     pub fn raise(&self, bits: u32) {
-        if bits & INTERRUPT_CONFIG != 0 {
-            self.generation.fetch_add(1, Ordering::SeqCst);
-        }
         self.status.fetch_or(bits, Ordering::SeqCst);
         self.line.trigger();
     }
 
-    /// Changes whenever the configuration space does (§2.5.1, ConfigGeneration).
+    /// Tells the driver that the configuration space has changed.
+    pub fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(INTERRUPT_CONFIG);
+    }
+
+    /// How often the configuration space has changed, by which a driver sees that it read one state of it (§2.5.1).
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::SeqCst)
     }
 
-    /// Takes saved registers back, without an edge: one that was raised before has reached the interrupt controller.
+    /// Takes a saved status and generation back.
     pub fn restore(&self, status: u32, generation: u32) {
         self.status.store(status, Ordering::SeqCst);
         self.generation.store(generation, Ordering::SeqCst);

@@ -77,12 +77,12 @@ pub struct Spec {
     /// Concatenated in this order.
     pub initrds: Vec<Image>,
     pub command_line: String,
+    /// In the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Ends the run with [`Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
     pub trace: Option<Arc<dyn Sink>>,
-    /// The virtio devices that the machine has, in the order in which the guest finds them. At most 32.
-    pub devices: Vec<Box<dyn VirtioDevice>>,
 }
 
 impl Spec {
@@ -95,9 +95,9 @@ impl Spec {
             kernel,
             initrds: Vec::new(),
             command_line: String::new(),
+            devices: Vec::new(),
             timeout: None,
             trace: None,
-            devices: Vec::new(),
         }
     }
 }
@@ -223,14 +223,16 @@ impl Machine {
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
         vm.create_interrupt_controllers()?;
-        let mut worker = EventLoop::new()?;
-        let mut board = Board::new(&*vm, console.output(), console.input())?;
-        let devices = std::mem::take(&mut spec.devices);
-        board.add_virtio(devices, &vm, &ram, &mut worker)?;
+        let ends = (console.output(), console.input());
+        let board = Board::new(&vm, &ram, ends, std::mem::take(&mut spec.devices))?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
 
+        let mut worker = EventLoop::new()?;
+        for transport in &board.virtio {
+            transport.attach(&mut worker)?;
+        }
         let handle = MachineHandle {
             messages: Arc::default(),
             worker: worker.handle(),
@@ -322,8 +324,7 @@ impl Machine {
         threads.resume();
         let ended = self.wait(&threads);
         threads.stop();
-        // Only now, as a vCPU might have started a device again. Nothing of the host touches guest memory after this.
-        self.board.stop_devices();
+        self.board.virtio.iter().for_each(|device| device.stop());
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
         let patience = matches!(
             ended,

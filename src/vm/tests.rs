@@ -4,7 +4,6 @@ use super::*;
 use crate::backend::console::Kind;
 use crate::guest;
 use crate::hv::fake::{FakeHypervisor, Step, Transcript};
-use crate::virtio::dev::rng::Rng;
 
 fn spec() -> Spec {
     let bytes = guest::bare_metal("hello").unwrap().to_vec();
@@ -112,50 +111,6 @@ fn ram_registers_and_interrupt_lines_are_set_up_before_the_first_instruction() {
     let mut lines = transcript.interrupts();
     lines.sort_unstable();
     assert_eq!(lines, [4, 5]);
-}
-
-fn entropy(count: usize) -> Vec<Box<dyn VirtioDevice>> {
-    let rng = || Box::new(Rng::new().unwrap()) as Box<dyn VirtioDevice>;
-    std::iter::repeat_with(rng).take(count).collect()
-}
-
-#[test]
-fn virtio_devices_are_found_one_page_after_the_other_each_with_an_interrupt() {
-    let spec = Spec {
-        devices: entropy(2),
-        ..spec()
-    };
-    let script = vec![
-        Step::Read(0xd000_0000, 4),
-        Step::Read(0xd000_1008, 4),
-        Step::Read(0xd000_2000, 4),
-        Step::Shutdown,
-    ];
-    let (report, transcript) = run(script, spec);
-    let answers = [b"virt".to_vec(), vec![4, 0, 0, 0], vec![0xff; 4]];
-    assert_eq!(transcript.answers(), answers);
-    let mut lines = transcript.interrupts();
-    lines.sort_unstable();
-    assert_eq!(lines, [4, 5, 10, 11]);
-    assert_eq!(report.exits.unclaimed, 1);
-}
-
-#[test]
-fn a_machine_has_room_for_32_virtio_devices_beside_64_processors() {
-    let machine = |count| {
-        let spec = Spec {
-            cpus: 64,
-            devices: entropy(count),
-            ..spec()
-        };
-        let console = Console::open(&Kind::Off).unwrap();
-        Machine::new(&FakeHypervisor::new(vec![]), spec, console).map(drop)
-    };
-    assert!(machine(32).is_ok());
-    assert_eq!(
-        machine(33).unwrap_err().to_string(),
-        "a machine has room for 32 virtio devices, not 33"
-    );
 }
 
 #[test]

@@ -11,10 +11,7 @@
 //! with [`Interest::NONE`]), or the loop would spin. A descriptor without interest is taken out of the
 //! epoll set altogether, because epoll reports hang-ups and errors even to those who asked for nothing.
 
-mod event;
 pub mod signals;
-
-pub use event::Event;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -4,6 +4,8 @@ mod vcpu;
 
 use std::ffi::CString;
 use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,7 +54,7 @@ pub const CAPABILITIES: &[Capability] = &[
     Capability {
         cap: Cap::Ioeventfd,
         name: "KVM_CAP_IOEVENTFD",
-        purpose: "notifications to devices",
+        purpose: "notifications of virtio devices",
     },
     Capability {
         cap: Cap::ExtCpuid,
@@ -222,16 +224,18 @@ impl Vm for KvmVm {
         )))
     }
 
+    fn register_ioeventfd(&self, event: BorrowedFd<'_>, address: u64, value: u32) -> Result<()> {
+        // SAFETY: the descriptor is open while it is borrowed, and `ManuallyDrop` leaves closing it to its owner.
+        let event = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(event.as_raw_fd()) });
+        self.fd
+            .register_ioevent(&event, &IoEventAddress::Mmio(address), value)
+            .map_err(|error| Error::new("wire a notification", error))
+    }
+
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.fd
             .register_irqfd(event, gsi)
             .map_err(|error| Error::new("wire an interrupt line", error))
-    }
-
-    fn register_ioeventfd(&self, event: &EventFd, address: u64, datamatch: u32) -> Result<()> {
-        self.fd
-            .register_ioevent(event, &IoEventAddress::Mmio(address), datamatch)
-            .map_err(|error| Error::new("turn a register write into an event", error))
     }
 }
 

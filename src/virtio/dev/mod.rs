@@ -1,3 +1,4 @@
-//! The virtio devices, one file each (virtio 1.3 §5). None of them knows how the driver reaches it.
+//! The virtio devices, one a file or folder. Each implements [`super::VirtioDevice`] and knows no transport.
 
+pub mod net;
 pub mod rng;

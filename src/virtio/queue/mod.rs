@@ -6,67 +6,73 @@
 //! time under the device's eyes, so a chain is read once, checked whole, and only then shown to the device.
 //!
 //! The rings themselves are walked by the `virtio-queue` crate. What it leaves open, a chain that simply ends when it is
-//! broken, is decided here: such a chain is [`Malformed`].
+//! broken, is decided here: such a chain is [`Malformed`]. So is what it lacks: handing several requests back at once.
 
 mod chain;
 
 pub use chain::{Buffer, Chain, Reader, Writer};
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::{INTERRUPT_USED, Interrupt, Malformed};
-use crate::mem::GuestRam;
+use crate::mem::{Bytes, GuestAddress, GuestRam};
 
-/// How far a device has come in the two rings of a queue: the indices of the next entry to take and the next to hand
-/// back. The transport, which saves it, and the queue, which the device has, share one.
+/// `VIRTQ_AVAIL_F_NO_INTERRUPT`: the driver looks for itself (§2.7.6).
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+
+/// How far a queue has got: the next entries of the available and of the used ring. It is shared with the transport,
+/// which saves it.
 #[derive(Debug, Default)]
-pub struct Position {
-    next_avail: AtomicU16,
-    next_used: AtomicU16,
-}
+pub struct Position(AtomicU32);
 
 impl Position {
-    /// The next available and the next used index. Steady only while the device's event loop is quiet.
+    /// The next available and the next used index.
     pub fn get(&self) -> (u16, u16) {
-        (
-            self.next_avail.load(Ordering::Relaxed),
-            self.next_used.load(Ordering::Relaxed),
-        )
+        let both = self.0.load(Ordering::Acquire);
+        (both as u16, (both >> 16) as u16)
     }
 
-    fn set(&self, queue: &Queue) {
-        self.next_avail.store(queue.next_avail(), Ordering::Relaxed);
-        self.next_used.store(queue.next_used(), Ordering::Relaxed);
+    fn set(&self, next_avail: u16, next_used: u16) {
+        let both = u32::from(next_avail) | u32::from(next_used) << 16;
+        self.0.store(both, Ordering::Release);
     }
 }
 
 /// One queue of an activated device.
 pub struct VirtQueue {
     queue: Queue,
+    position: Arc<Position>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
-    position: Arc<Position>,
+    /// By which the driver notifies the device.
+    notifier: Option<Arc<OwnedFd>>,
+    /// The used index as it stood when the driver was last thought of.
+    told: u16,
 }
 
 impl VirtQueue {
-    /// A queue that the driver has set up. `queue` lies wholly in `ram`, which the transport has checked.
-    pub fn new(queue: Queue, ram: GuestRam, interrupt: Arc<Interrupt>) -> VirtQueue {
+    /// A queue that the driver has set up. `queue` lies wholly in `ram`, which the transport has checked; `notifier` is
+    /// the eventfd on which the event loop waits for the driver.
+    pub fn new(
+        queue: Queue,
+        ram: GuestRam,
+        interrupt: Arc<Interrupt>,
+        notifier: Option<Arc<OwnedFd>>,
+    ) -> VirtQueue {
         let position = Arc::new(Position::default());
-        position.set(&queue);
+        position.set(queue.next_avail(), queue.next_used());
         VirtQueue {
+            told: queue.next_used(),
             queue,
+            position,
             ram,
             interrupt,
-            position,
+            notifier,
         }
-    }
-
-    /// Where the device stands in the rings, from now on and until the queue is dropped.
-    pub fn position(&self) -> Arc<Position> {
-        Arc::clone(&self.position)
     }
 
     /// The memory that chains of this queue point into.
@@ -79,25 +85,43 @@ impl VirtQueue {
         self.queue.size()
     }
 
-    /// Takes the next request from the available ring.
+    /// Takes the next request from the available ring. When there is none, the driver has been asked to notify of the
+    /// next one.
     ///
     /// # Errors
     /// When the ring or the chain is broken.
     pub fn pop(&mut self) -> Result<Option<Chain>, Malformed> {
-        let mut heads = self.queue.iter(&self.ram).map_err(|_| Malformed::Ring)?;
-        let Some(descriptors) = heads.next() else {
-            return Ok(None);
-        };
-        let chain = Chain::collect(&self.ram, descriptors);
-        self.position.set(&self.queue);
-        chain.map(Some)
+        // Twice at most: a driver that takes back what it made available must not keep the device looking.
+        for _ in 0..2 {
+            let mut heads = self.queue.iter(&self.ram).map_err(|_| Malformed::Ring)?;
+            if let Some(descriptors) = heads.next() {
+                let chain = Chain::collect(&self.ram, descriptors).map(Some);
+                self.note_position();
+                return chain;
+            }
+            // A driver that counts by indices (§2.7.10) notifies only of what lies past the one it was told; and what
+            // it made available before it was told has to be seen now.
+            if !self.enable_notification()? {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has the event loop call the device for this queue again, after others have had their turn. For a device that stops
+    /// before the queue is empty, as each does at some point: a driver may make requests available for ever.
+    pub fn call_again(&self) {
+        if let Some(notifier) = &self.notifier {
+            // Fails only when the counter is at its maximum, and then the loop has been woken already.
+            let _ = rustix::io::write(notifier, &1_u64.to_ne_bytes());
+        }
     }
 
     /// Puts the request taken last back, to be popped again.
     pub fn unpop(&mut self) {
         let before = self.queue.next_avail().wrapping_sub(1);
         self.queue.set_next_avail(before);
-        self.position.set(&self.queue);
+        self.note_position();
     }
 
     /// Hands a request back: `written` bytes of its writable part have been filled.
@@ -105,11 +129,32 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring is gone from guest memory.
     pub fn push_used(&mut self, head: u16, written: u32) -> Result<(), Malformed> {
-        self.queue
-            .add_used(&self.ram, head, written)
-            .map_err(|_| Malformed::Ring)?;
-        self.position.set(&self.queue);
-        Ok(())
+        let added = self.queue.add_used(&self.ram, head, written);
+        self.note_position();
+        added.map_err(|_| Malformed::Ring)
+    }
+
+    /// Hands several requests back, each with the bytes written, so that the driver sees all of them or none: the
+    /// index of the used ring moves once (§2.7.8.2, and for a frame in several buffers §5.1.6.4.1). There are no more
+    /// of them than were popped.
+    ///
+    /// # Errors
+    /// When the used ring is gone from guest memory.
+    pub fn push_used_together(&mut self, requests: &[(u16, u32)]) -> Result<(), Malformed> {
+        let Some((&(head, written), rest)) = requests.split_last() else {
+            return Ok(());
+        };
+        let mut index = self.queue.next_used();
+        for &(head, written) in rest {
+            let slot = index.checked_rem(self.queue.size()).unwrap_or(0);
+            let at = self.queue.used_ring().checked_add(4 + 8 * u64::from(slot));
+            let element = [u32::from(head).to_le(), written.to_le()];
+            at.and_then(|at| self.ram.write_obj(element, GuestAddress(at)).ok())
+                .ok_or(Malformed::Ring)?;
+            index = index.wrapping_add(1);
+        }
+        self.queue.set_next_used(index);
+        self.push_used(head, written)
     }
 
     /// Interrupts the driver if it wants to know of what was handed back since the last call.
@@ -117,14 +162,32 @@ impl VirtQueue {
     /// # Errors
     /// When the rings are gone from guest memory.
     pub fn notify(&mut self) -> Result<(), Malformed> {
-        if self
-            .queue
-            .needs_notification(&self.ram)
-            .map_err(|_| Malformed::Ring)?
-        {
+        let new = self.queue.next_used();
+        let old = std::mem::replace(&mut self.told, new);
+        // The used index must be out before the driver's wish is read (§2.7.7.2).
+        fence(Ordering::SeqCst);
+        let handed_back = new.wrapping_sub(old);
+        let wanted = if self.queue.event_idx_enabled() {
+            // The driver wants to know when the used index moves past `used_event` (§2.7.10).
+            let used_event = self.avail_word(4 + 2 * u64::from(self.queue.size()))?;
+            new.wrapping_sub(used_event).wrapping_sub(1) < handed_back
+        } else {
+            handed_back != 0 && self.avail_word(0)? & AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
             self.interrupt.raise(INTERRUPT_USED);
         }
         Ok(())
+    }
+
+    /// A word of the available ring: flags, index, `size` heads, `used_event` (§2.7.6).
+    fn avail_word(&self, offset: u64) -> Result<u16, Malformed> {
+        self.queue
+            .avail_ring()
+            .checked_add(offset)
+            .and_then(|at| self.ram.load(GuestAddress(at), Ordering::Relaxed).ok())
+            .map(u16::from_le)
+            .ok_or(Malformed::Ring)
     }
 
     /// Asks the driver not to notify while the device is at work on the queue anyway.
@@ -152,6 +215,16 @@ impl VirtQueue {
         self.queue
             .avail_idx(&self.ram, Ordering::Acquire)
             .is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
+    /// How far the queue has got, now and later.
+    pub fn position(&self) -> Arc<Position> {
+        Arc::clone(&self.position)
+    }
+
+    fn note_position(&self) {
+        let (next_avail, next_used) = (self.queue.next_avail(), self.queue.next_used());
+        self.position.set(next_avail, next_used);
     }
 }
 

@@ -44,7 +44,7 @@ fn queue(descriptors: &[Descriptor]) -> (VirtQueue, Arc<CountingLine>) {
     assert!(queue.is_valid(&ram));
     let line = Arc::new(CountingLine::default());
     let interrupt = Arc::new(Interrupt::new(Arc::clone(&line) as _));
-    (VirtQueue::new(queue, ram, interrupt), line)
+    (VirtQueue::new(queue, ram, interrupt, None), line)
 }
 
 #[test]
@@ -173,4 +173,31 @@ fn an_available_index_far_ahead_is_malformed() {
         .write_obj(100_u16, GuestAddress(AVAIL + 2))
         .unwrap();
     assert_eq!(queue.pop(), Err(Malformed::Ring));
+}
+
+#[test]
+fn requests_handed_back_together_appear_at_once_and_interrupt_by_the_event_index() {
+    let (mut queue, line) = queue(&[(DATA, 4, WRITE, 0), (DATA, 4, WRITE, 0)]);
+    let ram = queue.ram().clone();
+    let used = |slot: u64| -> [u32; 2] { ram.read_obj(GuestAddress(USED + 4 + slot * 8)).unwrap() };
+    queue.push_used_together(&[]).unwrap();
+    queue.notify().unwrap();
+    assert_eq!(line.edges(), 0, "nothing was handed back");
+    queue.push_used_together(&[(0, 4), (1, 3), (2, 2)]).unwrap();
+    assert_eq!(ram.read_obj::<u16>(GuestAddress(USED + 2)).unwrap(), 3);
+    assert_eq!([used(0), used(1), used(2)], [[0, 4], [1, 3], [2, 2]]);
+    queue.notify().unwrap();
+    assert_eq!(line.edges(), 1);
+
+    queue.queue.set_event_idx(true);
+    let used_event = GuestAddress(AVAIL + 4 + 8 * 2);
+    ram.write_obj(6_u16, used_event).unwrap();
+    queue.push_used_together(&[(3, 0), (4, 0)]).unwrap();
+    queue.notify().unwrap();
+    assert_eq!(line.edges(), 1, "the driver asked for later ones");
+    queue.push_used_together(&[(5, 0), (6, 0), (7, 0)]).unwrap();
+    queue.push_used(0, 9).unwrap();
+    assert_eq!(used(0), [0, 9], "the ring wraps");
+    queue.notify().unwrap();
+    assert_eq!(line.edges(), 2);
 }

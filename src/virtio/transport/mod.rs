@@ -1,3 +1,3 @@
-//! Transports: how a driver finds a virtio device, negotiates with it and notifies it (virtio 1.3 §4).
+//! How a driver finds a virtio device, negotiates with it and rings its bell (virtio 1.3 §4).
 
 pub mod mmio;

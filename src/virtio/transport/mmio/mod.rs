@@ -1,381 +1,429 @@
-//! virtio over MMIO (virtio 1.3 §4.2): a page of registers in the hole below 4 GiB and one interrupt.
+//! virtio over memory-mapped registers (virtio 1.3 §4.2): one page of addresses and one interrupt a device.
 //!
-//! [`core`] is the register file. This file wires it up: it owns the device, gives it its queues when the driver says
-//! DRIVER_OK and takes them back at a reset, both on the vCPU thread that writes `Status`. Everything else that a device
-//! does happens on the event loop (`events.rs`). One lock guards register file and device; the three registers that
-//! matter while a device is busy (`QueueNotify`, `InterruptStatus`, `InterruptACK`) do without it, so a vCPU never
-//! waits for the host's disk in its interrupt handler.
+//! The registers themselves are in [`core`]. Here they meet the machine: the bus on one side, the device on the other.
+//! Negotiation happens on the vCPU thread that accesses a register. Requests do not: the driver's write to `QueueNotify`
+//! ends in an *ioeventfd*, an eventfd that KVM signals without leaving the host kernel, and the event loop that watches
+//! it calls the device. A vCPU waits for nothing but the lock of the one device that it talks to.
 
 pub mod core;
-mod events;
-pub mod registers;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{io, mem};
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{self, Path};
+use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueState};
+use virtio_queue::{Queue, QueueT};
 
-use self::core::{Core, Effect, Identity, Registers};
-use self::events::Notification;
-use self::registers::{
-    CONFIG, DEVICE_FEATURES, DRIVER_FEATURES, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NOTIFY,
-};
+use self::core::{Effect, NEEDS_RESET, Registers, offset};
 use crate::bus::{Action, Device, RestoreError, SavedState};
 use crate::hv;
-use crate::irq::{Irq, IrqfdLine};
-use crate::mem::{GuestAddress, GuestRam};
+use crate::irq::{Irq, IrqLine};
+use crate::mem::GuestRam;
 use crate::trace::{Direction, Register};
-use crate::virtio::queue::{Buffer, Position, VirtQueue};
-use crate::virtio::{Activation, INTERRUPT_CONFIG, Interrupt, TRANSPORT_FEATURES, VirtioDevice};
-use crate::worker::{self, Token};
+use crate::virtio::queue::{Position, VirtQueue};
+use crate::virtio::{
+    Activation, F_EVENT_IDX, INTERRUPT_CONFIG, Interrupt, Malformed, TRANSPORT_FEATURES,
+    VirtioDevice,
+};
+use crate::worker::{EventLoop, Interest, Token};
 
-/// Bytes of address space that a device takes: a page, of which the registers are the first 0x100 bytes and the
-/// configuration space the rest.
-pub const WINDOW: u32 = 0x1000;
+/// Bytes of address space for one device: a page, so that a hypervisor could hand it out alone.
+pub const WINDOW: u64 = 0x1000;
 
-/// Where a device sits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Counts from 0; the device's `_UID`.
-    pub number: u8,
-    /// Guest physical address of the registers, a multiple of [`WINDOW`].
-    pub address: u32,
-    pub irq: Irq,
-    /// Whether another device has the same interrupt.
-    pub shared: bool,
-}
-
-/// A virtio device with its registers.
-pub struct Mmio {
+/// A device behind memory-mapped registers.
+pub struct MmioTransport {
     // Fixed configuration.
     name: String,
-    place: Place,
+    index: u32,
+    /// Guest physical address of the registers.
+    base: u64,
+    irq: Irq,
+
     // Runtime glue.
     vm: Arc<dyn hv::Vm>,
     ram: GuestRam,
     interrupt: Arc<Interrupt>,
-    notifications: Vec<Notification>,
-    worker: worker::Handle,
-    /// For tasks on the loop, which must not keep the device alive.
-    this: Weak<Mmio>,
-    /// A task that brings the loop up to date has been posted and has not begun.
-    settling: AtomicBool,
-    /// How often the driver broke the rules.
-    malformed: AtomicU64,
+    /// One for each queue; the event loop waits for them.
+    notifiers: Vec<Arc<OwnedFd>>,
+
     state: Mutex<State>,
 }
 
 struct State {
     // Runtime glue.
     device: Box<dyn VirtioDevice>,
-    /// The device's sources on the loop.
-    tokens: Vec<Token>,
+    /// The device's own descriptors on the event loop.
+    sources: Vec<Token>,
+    /// KVM signals the notifiers; done once, when the device is first used.
+    wired: bool,
+    /// Between `activate` and `reset`, and the driver has kept the rules.
+    active: bool,
+    /// How often drivers have broken the rules.
+    malformed: u64,
+
     // Volatile state.
-    core: Core,
-    /// From activation to reset, even if the device is stuck in between: where it stands in each queue.
-    active: Option<Vec<Option<Arc<Position>>>>,
-    /// The queues of an active device have not been looked at yet.
-    unstarted: bool,
+    registers: Registers,
+    /// How far each live queue has got, written by the queue.
+    positions: Vec<Option<Arc<Position>>>,
 }
 
-impl State {
-    /// Whether the device may be called.
-    fn is_running(&self) -> bool {
-        self.active.is_some() && !self.core.needs_reset()
-    }
-}
-
-/// The volatile state as it is saved. That queues are unstarted is not in it: after a restore, all are looked at.
+/// A device with its transport, as it is saved.
 #[derive(Serialize, Deserialize)]
 struct Saved {
     registers: Registers,
     interrupt_status: u32,
-    config_generation: u32,
-    /// Next available and next used index of each queue, if the device is active.
-    active: Option<Vec<Option<(u16, u16)>>>,
+    generation: u32,
+    /// Next available and next used index of each live queue.
+    positions: Vec<Option<(u16, u16)>>,
     device: SavedState,
 }
 
-impl Mmio {
-    /// Puts `device` at `place` of `vm`, which has `ram`. It does nothing before it is on an event loop
-    /// ([`attach`](Mmio::attach)), that of `worker`.
+impl MmioTransport {
+    /// Puts `device`, the machine's `index`th, behind registers at `base`. It interrupts by `line`, which is `irq`.
     ///
     /// # Errors
-    /// When the host has no eventfd left, or KVM gives no interrupt line.
+    /// When the host has no file descriptors left.
     pub fn new(
+        vm: Arc<dyn hv::Vm>,
+        ram: GuestRam,
         device: Box<dyn VirtioDevice>,
-        place: Place,
-        vm: &Arc<dyn hv::Vm>,
-        ram: &GuestRam,
-        worker: worker::Handle,
-    ) -> Result<Arc<Mmio>, hv::Error> {
-        let line = Arc::new(IrqfdLine::new(&**vm, place.irq)?);
-        let queue_sizes = device.queue_sizes().to_vec();
-        let notifications: Result<Vec<Notification>, hv::Error> =
-            queue_sizes.iter().map(|_| Notification::new()).collect();
-        let notifications = notifications?;
-        let core = Core::new(Identity {
-            device_id: device.device_id(),
-            features: device.features() | TRANSPORT_FEATURES,
-            queue_sizes,
-        });
-        Ok(Arc::new_cyclic(|this| Mmio {
-            name: device.name().to_owned(),
-            place,
-            vm: Arc::clone(vm),
-            ram: ram.clone(),
-            interrupt: Arc::new(Interrupt::new(line)),
-            notifications,
-            worker,
-            this: this.clone(),
-            settling: AtomicBool::default(),
-            malformed: AtomicU64::default(),
-            state: Mutex::new(State {
-                device,
-                tokens: Vec::new(),
-                core,
-                active: None,
-                unstarted: false,
-            }),
-        }))
-    }
-
-    /// How often the driver broke the rules in a way that only a reset mends.
-    pub fn malformed(&self) -> u64 {
-        self.malformed.load(Ordering::Relaxed)
-    }
-
-    /// Has the device let go of the guest's memory, for good. To be called when no vCPU runs any more.
-    pub fn stop(&self) {
-        self.deactivate(&mut self.state());
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write_register(&self, offset: u64, value: u32) {
-        match offset {
-            QUEUE_NOTIFY => return self.notify(value),
-            INTERRUPT_ACK => return self.interrupt.acknowledge(value),
-            _ => {}
-        }
-        let state = &mut *self.state();
-        match state.core.write(offset, value) {
-            Effect::Nothing => return,
-            Effect::Activate => {
-                let queues = state.core.queues();
-                if !self.activate(state, queues) {
-                    self.stall(state, "a queue has no valid size or does not lie in memory");
-                }
-            }
-            Effect::Reset => self.deactivate(state),
-        }
-        self.post_settle();
-    }
-
-    /// Gives the device its queues. `false` if one of them is not valid.
-    fn activate(&self, state: &mut State, queues: Vec<Option<QueueState>>) -> bool {
-        let queues: Option<Vec<Option<VirtQueue>>> = queues
-            .into_iter()
-            .map(|queue| match queue {
-                Some(queue) => self.queue(queue).map(Some),
-                None => Some(None),
+        (index, base): (u32, u64),
+        (irq, line): (Irq, Arc<dyn IrqLine>),
+    ) -> io::Result<MmioTransport> {
+        let sizes = device.queue_sizes().to_vec();
+        let features = device.features() | TRANSPORT_FEATURES;
+        let notifiers: io::Result<Vec<Arc<OwnedFd>>> = sizes
+            .iter()
+            .map(|_| {
+                Ok(Arc::new(eventfd(
+                    0,
+                    EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK,
+                )?))
             })
             .collect();
-        let Some(queues) = queues else { return false };
-        let positions = queues.iter();
-        let positions = positions.map(|queue| queue.as_ref().map(VirtQueue::position));
-        state.active = Some(positions.collect());
-        state.unstarted = true;
+        Ok(MmioTransport {
+            name: device.name().to_owned(),
+            index,
+            base,
+            irq,
+            vm,
+            ram,
+            interrupt: Arc::new(Interrupt::new(line)),
+            notifiers: notifiers?,
+            state: Mutex::new(State {
+                registers: Registers::new(device.device_id(), features, &sizes),
+                positions: vec![None; sizes.len()],
+                sources: Vec::new(),
+                wired: false,
+                active: false,
+                malformed: 0,
+                device,
+            }),
+        })
+    }
+
+    /// Has the event loop call the device. Once, before the guest runs.
+    ///
+    /// # Errors
+    /// When epoll is out of memory or watches.
+    pub fn attach(self: &Arc<Self>, events: &mut EventLoop) -> io::Result<()> {
+        for (queue, notifier) in self.notifiers.iter().enumerate() {
+            let (transport, event) = (Arc::clone(self), Arc::clone(notifier));
+            events.add(
+                Arc::clone(notifier),
+                Interest::READ,
+                Box::new(move |events, _, _| {
+                    // Before the queue is looked at, so that no notification is missed.
+                    let _ = rustix::io::read(&event, &mut [0; 8]);
+                    transport.serve(events, |device| device.process(queue));
+                }),
+            )?;
+        }
+        let sources = self.lock().device.sources();
+        for (number, source) in sources.into_iter().enumerate() {
+            let transport = Arc::clone(self);
+            let token = events.add(
+                source,
+                Interest::NONE,
+                Box::new(move |events, _, readiness| {
+                    transport.serve(events, |device| device.ready(number, readiness));
+                }),
+            )?;
+            self.lock().sources.push(token);
+        }
+        Ok(())
+    }
+
+    /// Ends whatever the device has under way. To be called when no vCPU runs any more.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        if mem::take(&mut state.active) {
+            state.device.reset();
+        }
+    }
+
+    /// How often the guest's drivers have broken the rules of the specification.
+    pub fn malformed(&self) -> u64 {
+        self.lock().malformed
+    }
+
+    /// Calls an active device on the event loop, and waits from then on for what it waits for.
+    fn serve(
+        &self,
+        events: &mut EventLoop,
+        call: impl FnOnce(&mut dyn VirtioDevice) -> Result<(), Malformed>,
+    ) {
+        let mut state = self.lock();
+        if state.active
+            && let Err(broken) = call(&mut *state.device)
+        {
+            self.break_off(&mut state, &broken.to_string());
+        }
+        let interests = match state.active {
+            true => state.device.interests(),
+            false => Vec::new(),
+        };
+        let interests = interests
+            .into_iter()
+            .chain(std::iter::repeat(Interest::NONE));
+        for (token, interest) in state.sources.iter().zip(interests) {
+            if let Err(error) = events.set_interest(*token, interest) {
+                log::warn!("{}: the event loop cannot watch it: {error}", self.name);
+            }
+        }
+    }
+
+    /// The driver broke the rules: the device asks for a reset (§2.1.2) and is left alone until then.
+    fn break_off(&self, state: &mut State, why: &str) {
+        log::warn!("{}: the guest's driver must reset it: {why}", self.name);
+        state.malformed = state.malformed.saturating_add(1);
+        state.registers.status |= NEEDS_RESET;
+        if mem::take(&mut state.active) {
+            state.device.reset();
+        }
+        self.interrupt.raise(INTERRUPT_CONFIG);
+    }
+
+    fn apply(&self, state: &mut State, effect: Effect) {
+        match effect {
+            Effect::Nothing => {}
+            Effect::Reset => {
+                if mem::take(&mut state.active) {
+                    state.device.reset();
+                }
+                state.positions.fill(None);
+                self.interrupt.acknowledge(u32::MAX);
+                // The event loop finds the device inactive and waits for nothing of it any more.
+                self.notify_all();
+            }
+            Effect::Activate => {
+                let start = vec![(0, 0); state.registers.queues.len()];
+                self.activate(state, &start);
+            }
+            Effect::Notify(queue) => {
+                if let Some(notifier) = self.notifiers.get(queue) {
+                    notify(notifier);
+                }
+            }
+            Effect::Acknowledge(bits) => self.interrupt.acknowledge(bits),
+            Effect::Broken => self.break_off(state, "it says DRIVER_OK out of order"),
+        }
+    }
+
+    /// Gives the device its queues, whose indices go on from `positions`.
+    fn activate(&self, state: &mut State, positions: &[(u16, u16)]) {
+        let features = state.registers.accepted;
+        let mut queues = Vec::new();
+        let registers = state.registers.queues.iter().zip(&self.notifiers);
+        for ((registers, notifier), position) in registers.zip(positions) {
+            if !registers.ready {
+                queues.push(None);
+                continue;
+            }
+            let Some(queue) = make_queue(&self.ram, registers, *position, features) else {
+                self.break_off(state, "a queue does not lie in its memory");
+                return;
+            };
+            queues.push(Some(VirtQueue::new(
+                queue,
+                self.ram.clone(),
+                Arc::clone(&self.interrupt),
+                Some(Arc::clone(notifier)),
+            )));
+        }
+        if let Err(error) = self.wire(state) {
+            // Notifications then cost an exit to userspace each, and arrive all the same.
+            log::warn!("{}: {error}", self.name);
+        }
+        state.positions = queues
+            .iter()
+            .map(|queue| queue.as_ref().map(VirtQueue::position))
+            .collect();
+        state.active = true;
         state.device.activate(Activation {
-            features: state.core.features(),
+            features,
             ram: self.ram.clone(),
             queues,
             interrupt: Arc::clone(&self.interrupt),
         });
-        true
+        self.notify_all();
     }
 
-    /// A queue whose size and alignment are as they must be and whose three tables lie in RAM, each in one region.
-    fn queue(&self, state: QueueState) -> Option<VirtQueue> {
-        let queue = Queue::try_from(state).ok()?;
-        let size = u32::from(state.size);
-        // §2.7: 16 bytes a descriptor; two words, the heads and an index; two words, 8 bytes an element and an index.
-        let tables = [
-            (state.desc_table, 16 * size),
-            (state.avail_ring, 6 + 2 * size),
-            (state.used_ring, 6 + 8 * size),
-        ];
-        let in_ram = tables.into_iter().all(|(address, len)| {
-            let address = GuestAddress(address);
-            Buffer { address, len }.is_in(&self.ram)
-        });
-        in_ram.then(|| VirtQueue::new(queue, self.ram.clone(), Arc::clone(&self.interrupt)))
-    }
-
-    /// Takes the queues back.
-    fn deactivate(&self, state: &mut State) {
-        if state.active.take().is_some() {
-            state.device.reset();
+    /// Has KVM signal the notifiers. Not before the device is used: each costs KVM a rebuild of its bus.
+    fn wire(&self, state: &mut State) -> hv::Result<()> {
+        if mem::replace(&mut state.wired, true) {
+            return Ok(());
         }
-        state.unstarted = false;
-        self.interrupt.acknowledge(u32::MAX);
-    }
-
-    /// The device does nothing more until it is reset, and the driver is told so (§2.1.1).
-    fn stall(&self, state: &mut State, why: impl std::fmt::Display) {
-        log::warn!("{}: the guest's driver must reset it: {why}", self.name);
-        self.malformed.fetch_add(1, Ordering::Relaxed);
-        state.core.set_needs_reset();
-        self.interrupt.raise(INTERRUPT_CONFIG);
-    }
-
-    fn refusal(&self, reason: &str) -> RestoreError {
-        RestoreError {
-            device: self.name.clone(),
-            reason: reason.to_owned(),
+        for (queue, notifier) in (0..).zip(&self.notifiers) {
+            self.vm.register_ioeventfd(
+                notifier.as_fd(),
+                self.base.saturating_add(offset::QUEUE_NOTIFY),
+                queue,
+            )?;
         }
+        Ok(())
+    }
+
+    fn notify_all(&self) {
+        self.notifiers.iter().for_each(notify);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Configuration space is read and written in the widths of its fields; registers are 32 bits wide (§4.2.2.2).
-fn is_field(data: &[u8]) -> bool {
-    matches!(data.len(), 1 | 2 | 4 | 8)
+fn notify(notifier: &Arc<OwnedFd>) {
+    // Fails only when the counter is at its maximum, and then the loop has been woken already.
+    let _ = rustix::io::write(notifier, &1_u64.to_ne_bytes());
 }
 
-impl Device for Mmio {
+/// The queue that the registers describe, if all of it lies in RAM.
+fn make_queue(
+    ram: &GuestRam,
+    registers: &core::QueueRegisters,
+    (next_avail, next_used): (u16, u16),
+    features: u64,
+) -> Option<Queue> {
+    let half = |value: u64| (Some(value as u32), Some((value >> 32) as u32));
+    let mut queue = Queue::new(registers.max).ok()?;
+    queue.set_size(registers.size);
+    let (low, high) = half(registers.descriptors);
+    queue.set_desc_table_address(low, high);
+    let (low, high) = half(registers.driver);
+    queue.set_avail_ring_address(low, high);
+    let (low, high) = half(registers.device);
+    queue.set_used_ring_address(low, high);
+    queue.set_event_idx(features & F_EVENT_IDX != 0);
+    queue.set_next_avail(next_avail);
+    queue.set_next_used(next_used);
+    queue.set_ready(true);
+    queue.is_valid(ram).then_some(queue)
+}
+
+impl Device for MmioTransport {
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn read(&self, offset: u64, data: &mut [u8]) {
+    fn read(&self, at: u64, data: &mut [u8]) {
         data.fill(0);
-        if let Some(at) = offset.checked_sub(CONFIG) {
-            if is_field(data) {
-                self.state().device.read_config(at, data);
-            }
-            return;
+        let state = self.lock();
+        if let Some(at) = at.checked_sub(offset::CONFIG) {
+            state.device.read_config(at, data);
+        } else if let Ok(word) = <&mut [u8; 4]>::try_from(data)
+            && at.is_multiple_of(4)
+        {
+            let (status, generation) = (self.interrupt.status(), self.interrupt.generation());
+            *word = state.registers.read(at, status, generation).to_le_bytes();
         }
-        let Ok(word) = <&mut [u8; 4]>::try_from(data) else {
-            return;
-        };
-        let value = match offset {
-            INTERRUPT_STATUS => self.interrupt.status(),
-            _ => {
-                // The lock comes first: the generation must not be that of before a change.
-                let state = self.state();
-                state.core.read(offset, self.interrupt.generation())
-            }
-        };
-        *word = value.to_le_bytes();
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Action {
-        if let Some(at) = offset.checked_sub(CONFIG) {
-            let mut state = self.state();
-            if is_field(data) && !state.core.needs_reset() {
-                state.device.write_config(at, data);
-                self.post_settle();
-            }
-        } else if let Ok(word) = <[u8; 4]>::try_from(data) {
-            self.write_register(offset, u32::from_le_bytes(word));
+    fn write(&self, at: u64, data: &[u8]) -> Action {
+        let mut state = self.lock();
+        if let Some(at) = at.checked_sub(offset::CONFIG) {
+            state.device.write_config(at, data);
+        } else if let Ok(word) = <[u8; 4]>::try_from(data)
+            && at.is_multiple_of(4)
+        {
+            let effect = state.registers.write(at, u32::from_le_bytes(word));
+            self.apply(&mut state, effect);
         }
         Action::Continue
     }
 
-    fn register(&self, offset: u64, direction: Direction) -> Option<&'static Register> {
-        match offset {
-            DEVICE_FEATURES | DRIVER_FEATURES => self.state().core.register(offset, direction),
-            _ => registers::at(offset),
-        }
+    fn register(&self, at: u64, _direction: Direction) -> Option<&'static Register> {
+        core::name(at)
     }
 
     fn save(&self) -> SavedState {
+        let state = self.lock();
         let State {
             device,
-            tokens: _,
-            core,
-            active,
-            unstarted: _,
-        } = &*self.state();
-        let positions = active.as_ref().map(|positions| {
-            let positions = positions.iter();
-            positions
-                .map(|position| position.as_ref().map(|position| position.get()))
-                .collect()
-        });
+            sources: _,
+            wired: _,
+            active: _,
+            malformed: _,
+            registers,
+            positions,
+        } = &*state;
         SavedState::of(&Saved {
-            registers: core.registers().clone(),
+            registers: registers.clone(),
             interrupt_status: self.interrupt.status(),
-            config_generation: self.interrupt.generation(),
-            active: positions,
+            generation: self.interrupt.generation(),
+            positions: positions
+                .iter()
+                .map(|position| position.as_ref().map(|position| position.get()))
+                .collect(),
             device: device.save(),
         })
     }
 
     fn restore(&self, saved: &SavedState) -> Result<(), RestoreError> {
-        let Saved {
-            registers,
-            interrupt_status,
-            config_generation,
-            active,
-            device,
-        } = saved.to(&self.name)?;
-        let state = &mut *self.state();
-        self.deactivate(state);
-        if !state.core.restore(registers) {
-            return Err(self.refusal("it has other queues or features"));
-        }
-        if let Some(positions) = active {
-            if positions.len() != self.notifications.len() {
-                return Err(self.refusal("it has other queues"));
-            }
-            let queues = state.core.queues().into_iter().zip(positions);
-            let queues = queues.map(|(queue, position)| {
-                let (next_avail, next_used) = position?;
-                Some(QueueState {
-                    next_avail,
-                    next_used,
-                    ..queue?
-                })
+        let saved: Saved = saved.to(&self.name)?;
+        let mut state = self.lock();
+        let same = saved.registers.fits(&state.registers);
+        if !same || saved.positions.len() != state.positions.len() {
+            return Err(RestoreError {
+                device: self.name.clone(),
+                reason: "it is a device of another kind".to_owned(),
             });
-            if !self.activate(state, queues.collect()) {
-                return Err(self.refusal("its queues are not valid"));
-            }
         }
-        self.interrupt.restore(interrupt_status, config_generation);
-        state.device.restore(&device)?;
-        self.post_settle();
+        state.device.restore(&saved.device)?;
+        state.registers = saved.registers;
+        self.interrupt
+            .restore(saved.interrupt_status, saved.generation);
+        if state.registers.is_live() {
+            let positions: Vec<(u16, u16)> = saved
+                .positions
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect();
+            self.activate(&mut state, &positions);
+        }
         Ok(())
     }
 }
 
-/// Linux's driver `virtio_mmio` binds to the hardware id LNRO0005.
-impl Aml for Mmio {
+impl Aml for MmioTransport {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
-        let Place {
-            number,
-            address,
-            irq,
-            shared,
-        } = self.place;
+        // All addresses lie below 4 GiB, which `Board` sees to.
+        let base = u32::try_from(self.base).unwrap_or(u32::MAX);
         aml::Device::new(
-            Path::new(&format!("V{number:03X}")),
+            Path::new(&format!("VR{:02X}", self.index & 0xff)),
             vec![
                 &aml::Name::new(Path::new("_HID"), &"LNRO0005"),
-                &aml::Name::new(Path::new("_UID"), &number),
-                // The device sees memory as the processors' caches do.
-                &aml::Name::new(Path::new("_CCA"), &aml::ONE),
+                &aml::Name::new(Path::new("_UID"), &self.index),
+                &aml::Name::new(Path::new("_CCA"), &1_u8),
                 &aml::Name::new(
                     Path::new("_CRS"),
                     &aml::ResourceTemplate::new(vec![
-                        &aml::Memory32Fixed::new(true, address, WINDOW),
-                        // Consumer, edge-triggered, active high.
-                        &aml::Interrupt::new(true, true, false, shared, irq.0),
+                        &aml::Memory32Fixed::new(true, base, WINDOW as u32),
+                        // Edge-triggered, active high, and shared where there are more devices than lines.
+                        &aml::Interrupt::new(true, true, false, true, self.irq.0),
                     ]),
                 ),
             ],
