@@ -16,6 +16,16 @@ pub struct Buffer {
     pub len: u32,
 }
 
+impl Buffer {
+    /// Whether all of it is RAM, in one region.
+    pub fn is_in(self, ram: &GuestRam) -> bool {
+        ram.find_region(self.address).is_some_and(|region| {
+            let offset = self.address.0 - region.start_addr().0;
+            u64::from(self.len) <= region.len() - offset
+        })
+    }
+}
+
 /// A request that a driver has made available. Buffers of length zero are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
@@ -48,7 +58,7 @@ impl Chain {
             if buffer.len == 0 {
                 continue;
             }
-            if !is_ram(ram, buffer) {
+            if !buffer.is_in(ram) {
                 return Err(Malformed::Address);
             }
             if descriptor.is_write_only() {
@@ -106,13 +116,6 @@ fn total(buffers: &[Buffer]) -> u32 {
     buffers
         .iter()
         .fold(0, |sum: u32, buffer| sum.saturating_add(buffer.len))
-}
-
-fn is_ram(ram: &GuestRam, buffer: Buffer) -> bool {
-    ram.find_region(buffer.address).is_some_and(|region| {
-        let offset = buffer.address.0 - region.start_addr().0;
-        u64::from(buffer.len) <= region.len() - offset
-    })
 }
 
 /// The part of a list of buffers that is still to come.

@@ -15,15 +15,15 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{self, Path};
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{Queue, QueueState};
 
 use self::core::{Effect, NEEDS_RESET, Registers, offset};
 use crate::bus::{Action, Device, RestoreError, SavedState};
 use crate::hv;
 use crate::irq::{Irq, IrqLine};
-use crate::mem::GuestRam;
+use crate::mem::{GuestAddress, GuestRam};
 use crate::trace::{Direction, Register};
-use crate::virtio::queue::{Position, VirtQueue};
+use crate::virtio::queue::{Buffer, Position, VirtQueue};
 use crate::virtio::{
     Activation, F_EVENT_IDX, INTERRUPT_CONFIG, Interrupt, Malformed, TRANSPORT_FEATURES,
     VirtioDevice,
@@ -244,7 +244,7 @@ impl MmioTransport {
                 continue;
             }
             let Some(queue) = make_queue(&self.ram, registers, *position, features) else {
-                self.break_off(state, "a queue does not lie in its memory");
+                self.break_off(state, "a queue has no valid size or address");
                 return;
             };
             queues.push(Some(VirtQueue::new(
@@ -301,27 +301,39 @@ fn notify(notifier: &Arc<OwnedFd>) {
     let _ = rustix::io::write(notifier, &1_u64.to_ne_bytes());
 }
 
-/// The queue that the registers describe, if all of it lies in RAM.
+/// The queue that the registers describe, if its size and alignment are as they must be and its three tables lie in RAM,
+/// each in one region. (The queue's own setters leave a wrong value out and go on, and its own check looks only at where
+/// a table ends.)
 fn make_queue(
     ram: &GuestRam,
     registers: &core::QueueRegisters,
     (next_avail, next_used): (u16, u16),
     features: u64,
 ) -> Option<Queue> {
-    let half = |value: u64| (Some(value as u32), Some((value >> 32) as u32));
-    let mut queue = Queue::new(registers.max).ok()?;
-    queue.set_size(registers.size);
-    let (low, high) = half(registers.descriptors);
-    queue.set_desc_table_address(low, high);
-    let (low, high) = half(registers.driver);
-    queue.set_avail_ring_address(low, high);
-    let (low, high) = half(registers.device);
-    queue.set_used_ring_address(low, high);
-    queue.set_event_idx(features & F_EVENT_IDX != 0);
-    queue.set_next_avail(next_avail);
-    queue.set_next_used(next_used);
-    queue.set_ready(true);
-    queue.is_valid(ram).then_some(queue)
+    let queue = Queue::try_from(QueueState {
+        max_size: registers.max,
+        next_avail,
+        next_used,
+        event_idx_enabled: features & F_EVENT_IDX != 0,
+        size: registers.size,
+        ready: true,
+        desc_table: registers.descriptors,
+        avail_ring: registers.driver,
+        used_ring: registers.device,
+    })
+    .ok()?;
+    let size = u32::from(registers.size);
+    // §2.7: 16 bytes a descriptor; two words, a head each and an index; two words, 8 bytes an element and an index.
+    let tables = [
+        (registers.descriptors, 16 * size),
+        (registers.driver, 6 + 2 * size),
+        (registers.device, 6 + 8 * size),
+    ];
+    let in_ram = tables.into_iter().all(|(address, len)| {
+        let address = GuestAddress(address);
+        Buffer { address, len }.is_in(ram)
+    });
+    in_ram.then_some(queue)
 }
 
 impl Device for MmioTransport {

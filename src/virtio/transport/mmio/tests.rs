@@ -15,6 +15,9 @@ const TABLE: u64 = 0x1000;
 const AVAIL: u64 = 0x2000;
 const USED: u64 = 0x3000;
 const DATA: u64 = 0x10_0000;
+/// Memory ends here, and goes on there.
+const RAM: u64 = 4 << 20;
+const HIGH: u64 = 4 << 30;
 
 struct Machine {
     transport: Arc<MmioTransport>,
@@ -28,7 +31,7 @@ impl Machine {
     fn new() -> Machine {
         let host = FakeHypervisor::new(Vec::new());
         let vm = host.create_vm().unwrap();
-        let ram = memory::allocate(&[(GuestAddress(0), 4 << 20)]).unwrap();
+        let ram = memory::allocate(&[(GuestAddress(0), RAM), (GuestAddress(HIGH), RAM)]).unwrap();
         let line = Arc::new(CountingLine::default());
         let transport = MmioTransport::new(
             vm,
@@ -68,6 +71,12 @@ impl Machine {
     }
 
     fn start_with(&self, features: u64, used: u64) {
+        self.negotiate(features);
+        self.start_queue(8, [TABLE, AVAIL, used]);
+    }
+
+    /// As far as FEATURES_OK.
+    fn negotiate(&self, features: u64) {
         self.write(STATUS, 0);
         let mut status = ACKNOWLEDGE | DRIVER;
         self.write(STATUS, status);
@@ -77,14 +86,20 @@ impl Machine {
         self.write(DRIVER_FEATURES, (F_VERSION_1 >> 32) as u32);
         status |= FEATURES_OK;
         self.write(STATUS, status);
+    }
+
+    /// Sets up queue 0 with descriptor table, available and used ring, and says DRIVER_OK.
+    fn start_queue(&self, size: u32, tables: [u64; 3]) {
         self.write(QUEUE_SEL, 0);
-        self.write(QUEUE_SIZE, 8);
-        self.write(QUEUE_DESC_LOW, TABLE as u32);
-        self.write(QUEUE_DRIVER_LOW, AVAIL as u32);
-        self.write(QUEUE_DEVICE_LOW, used as u32);
-        self.write(QUEUE_DEVICE_HIGH, (used >> 32) as u32);
+        self.write(QUEUE_SIZE, size);
+        let registers = [QUEUE_DESC_LOW, QUEUE_DRIVER_LOW, QUEUE_DEVICE_LOW];
+        for (low, table) in registers.into_iter().zip(tables) {
+            self.write(low, table as u32);
+            self.write(low + 4, (table >> 32) as u32);
+        }
         self.write(QUEUE_READY, 1);
-        self.write(STATUS, status | DRIVER_OK);
+        let status = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+        self.write(STATUS, status);
     }
 
     /// Makes one buffer for random bytes available, the `index`th request, and notifies.
@@ -195,11 +210,46 @@ fn a_broken_request_asks_for_a_reset_and_the_device_works_again_after_it() {
 }
 
 #[test]
-fn a_queue_outside_memory_is_refused_at_driver_ok() {
-    let machine = Machine::new();
-    for used in [0xd000_0000, 0x40_0000 - 8, u64::MAX - 3] {
-        machine.start(used);
-        assert_ne!(machine.read(STATUS) & NEEDS_RESET, 0, "{used:#x}");
+fn a_queue_is_taken_only_if_its_tables_are_aligned_and_lie_wholly_in_memory() {
+    let ends = |bytes| RAM - bytes;
+    let cases: &[(&str, u32, [u64; 3], bool)] = &[
+        ("as it should be", 8, [TABLE, AVAIL, USED], true),
+        ("up to the last byte", 64, [ends(1024), AVAIL, USED], true),
+        ("the used ring, too", 8, [TABLE, AVAIL, ends(72)], true),
+        (
+            "descriptors not aligned",
+            8,
+            [TABLE + 8, AVAIL, USED],
+            false,
+        ),
+        ("available not aligned", 8, [TABLE, AVAIL + 1, USED], false),
+        ("used not aligned", 8, [TABLE, AVAIL, USED + 2], false),
+        (
+            "descriptors past memory",
+            64,
+            [ends(1008), AVAIL, USED],
+            false,
+        ),
+        ("available past memory", 8, [TABLE, ends(20), USED], false),
+        ("used past memory", 8, [TABLE, AVAIL, ends(68)], false),
+        ("in the hole", 8, [TABLE, AVAIL, 0xd000_0000], false),
+        (
+            "from nowhere into memory",
+            64,
+            [HIGH - 16, AVAIL, USED],
+            false,
+        ),
+        ("past all addresses", 8, [TABLE, AVAIL, u64::MAX - 3], false),
+    ];
+    for (what, size, tables, taken) in cases {
+        let machine = Machine::new();
+        machine.negotiate(0);
+        machine.start_queue(*size, *tables);
+        let refused = machine.read(STATUS) & NEEDS_RESET != 0;
+        assert_eq!(refused, !taken, "{what}");
+        machine.start(USED);
+        machine.request(0, DATA);
+        machine.wait_until(what, |machine| machine.used() == 1);
     }
 }
 
