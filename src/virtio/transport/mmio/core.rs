@@ -3,6 +3,9 @@
 //! A driver works through it in one order (§3.1.1): reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK and a look whether
 //! the bit stayed, queues, DRIVER_OK. Values go in and come out as 32-bit words; what a write asks of the device behind
 //! the registers is returned as an [`Effect`]. What comes out of order has no effect, or is a reason for FAILED.
+//!
+//! `QueueNotify`, `InterruptStatus` and `InterruptACK` have their names here and nothing else. They are no part of the
+//! negotiation, and the glue answers them even while the device is at work.
 
 use serde::{Deserialize, Serialize};
 
@@ -148,10 +151,6 @@ pub enum Effect {
     Reset,
     /// The driver is ready: check the queues and start the device.
     Activate,
-    /// The driver made requests available in this queue.
-    Notify(usize),
-    /// The driver has seen these interrupts.
-    Acknowledge(u32),
     /// The driver broke the order of initialization.
     Broken,
 }
@@ -255,7 +254,8 @@ impl Registers {
     }
 
     /// The word at `at`, a multiple of 4 below [`offset::CONFIG`]. What is not readable, or not there, reads as 0.
-    pub fn read(&self, at: u64, interrupt_status: u32, generation: u32) -> u32 {
+    /// `generation` is that of the configuration space.
+    pub fn read(&self, at: u64, generation: u32) -> u32 {
         match at {
             offset::MAGIC_VALUE => MAGIC,
             offset::VERSION => VERSION,
@@ -264,7 +264,6 @@ impl Registers {
             offset::DEVICE_FEATURES => half(self.offered, self.device_features_sel),
             offset::QUEUE_SIZE_MAX => self.queue().map_or(0, |queue| queue.max.into()),
             offset::QUEUE_READY => self.queue().is_some_and(|queue| queue.ready).into(),
-            offset::INTERRUPT_STATUS => interrupt_status,
             offset::STATUS => self.status,
             // No shared memory: length and base are all ones (§4.2.2).
             offset::SHM_LEN_LOW..=offset::SHM_BASE_HIGH => u32::MAX,
@@ -280,13 +279,6 @@ impl Registers {
             offset::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
             offset::DRIVER_FEATURES => self.accept_features(value),
             offset::QUEUE_SEL => self.queue_sel = value,
-            offset::QUEUE_NOTIFY => {
-                return match usize::try_from(value) {
-                    Ok(queue) if queue < self.queues.len() => Effect::Notify(queue),
-                    _ => Effect::Nothing,
-                };
-            }
-            offset::INTERRUPT_ACK => return Effect::Acknowledge(value),
             offset::STATUS => return self.write_status(value),
             offset::QUEUE_READY => self.write_ready(value),
             _ => {
@@ -379,7 +371,7 @@ mod tests {
     }
 
     fn read(registers: &Registers, at: u64) -> u32 {
-        registers.read(at, 0, 0)
+        registers.read(at, 0)
     }
 
     #[test]
@@ -407,7 +399,6 @@ mod tests {
         assert_eq!(registers.write(STATUS, 15), Effect::Activate);
         let queue = &registers.queues[1];
         assert_eq!((queue.size, queue.descriptors), (32, 0x1_0000_1000));
-        assert_eq!(registers.write(QUEUE_NOTIFY, 1), Effect::Notify(1));
         assert_eq!(registers.write(STATUS, 0), Effect::Reset);
         assert_eq!(registers, self::registers());
     }
@@ -455,7 +446,6 @@ mod tests {
             0,
             "there is no third queue"
         );
-        assert_eq!(registers.write(QUEUE_NOTIFY, 2), Effect::Nothing);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! The registers themselves are in [`core`]. Here they meet the machine: the bus on one side, the device on the other.
 //! Negotiation happens on the vCPU thread that accesses a register. Requests do not: the driver's write to `QueueNotify`
 //! ends in an *ioeventfd*, an eventfd that KVM signals without leaving the host kernel, and the event loop that watches
-//! it calls the device. A vCPU waits for nothing but the lock of the one device that it talks to.
+//! it calls the device. A vCPU waits for nothing but the lock of the one device that it talks to, and not even for that where it matters: the
+//! registers of notification and interrupt need no lock, so an interrupt handler never waits for the host's disk.
 
 pub mod core;
 
@@ -207,6 +208,30 @@ impl MmioTransport {
         self.interrupt.raise(INTERRUPT_CONFIG);
     }
 
+    fn read_register(&self, at: u64) -> u32 {
+        if at == offset::INTERRUPT_STATUS {
+            return self.interrupt.status();
+        }
+        // The lock comes first: the generation must not be that of before a change.
+        let state = self.lock();
+        state.registers.read(at, self.interrupt.generation())
+    }
+
+    fn write_register(&self, at: u64, value: u32) {
+        match at {
+            offset::QUEUE_NOTIFY => {
+                let queue = usize::try_from(value).unwrap_or(usize::MAX);
+                self.notifiers.get(queue).into_iter().for_each(notify);
+            }
+            offset::INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            _ => {
+                let mut state = self.lock();
+                let effect = state.registers.write(at, value);
+                self.apply(&mut state, effect);
+            }
+        }
+    }
+
     fn apply(&self, state: &mut State, effect: Effect) {
         match effect {
             Effect::Nothing => {}
@@ -223,12 +248,6 @@ impl MmioTransport {
                 let start = vec![(0, 0); state.registers.queues.len()];
                 self.activate(state, &start);
             }
-            Effect::Notify(queue) => {
-                if let Some(notifier) = self.notifiers.get(queue) {
-                    notify(notifier);
-                }
-            }
-            Effect::Acknowledge(bits) => self.interrupt.acknowledge(bits),
             Effect::Broken => self.break_off(state, "it says DRIVER_OK out of order"),
         }
     }
@@ -301,6 +320,11 @@ fn notify(notifier: &Arc<OwnedFd>) {
     let _ = rustix::io::write(notifier, &1_u64.to_ne_bytes());
 }
 
+/// The configuration space is accessed in the widths of its fields (§4.2.2.2).
+fn is_field(data: &[u8]) -> bool {
+    matches!(data.len(), 1 | 2 | 4 | 8)
+}
+
 /// The queue that the registers describe, if its size and alignment are as they must be and its three tables lie in RAM,
 /// each in one region. (The queue's own setters leave a wrong value out and go on, and its own check looks only at where
 /// a table ends.)
@@ -343,26 +367,31 @@ impl Device for MmioTransport {
 
     fn read(&self, at: u64, data: &mut [u8]) {
         data.fill(0);
-        let state = self.lock();
         if let Some(at) = at.checked_sub(offset::CONFIG) {
-            state.device.read_config(at, data);
+            if is_field(data) {
+                self.lock().device.read_config(at, data);
+            }
         } else if let Ok(word) = <&mut [u8; 4]>::try_from(data)
             && at.is_multiple_of(4)
         {
-            let (status, generation) = (self.interrupt.status(), self.interrupt.generation());
-            *word = state.registers.read(at, status, generation).to_le_bytes();
+            *word = self.read_register(at).to_le_bytes();
         }
     }
 
     fn write(&self, at: u64, data: &[u8]) -> Action {
-        let mut state = self.lock();
         if let Some(at) = at.checked_sub(offset::CONFIG) {
-            state.device.write_config(at, data);
+            let mut state = self.lock();
+            if is_field(data) && state.registers.status & NEEDS_RESET == 0 {
+                state.device.write_config(at, data);
+                // The event loop asks an active device anew what it waits for.
+                if state.active {
+                    self.notify_all();
+                }
+            }
         } else if let Ok(word) = <[u8; 4]>::try_from(data)
             && at.is_multiple_of(4)
         {
-            let effect = state.registers.write(at, u32::from_le_bytes(word));
-            self.apply(&mut state, effect);
+            self.write_register(at, u32::from_le_bytes(word));
         }
         Action::Continue
     }
@@ -403,6 +432,9 @@ impl Device for MmioTransport {
                 device: self.name.clone(),
                 reason: "it is a device of another kind".to_owned(),
             });
+        }
+        if mem::take(&mut state.active) {
+            state.device.reset();
         }
         state.device.restore(&saved.device)?;
         state.registers = saved.registers;

@@ -1,5 +1,6 @@
 //! A device behind its registers, driven as a guest would: by writes to the window, with the event loop at work.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::core::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, offset::*};
@@ -29,6 +30,10 @@ struct Machine {
 
 impl Machine {
     fn new() -> Machine {
+        Machine::with(Rng::new(0))
+    }
+
+    fn with(device: impl VirtioDevice + 'static) -> Machine {
         let host = FakeHypervisor::new(Vec::new());
         let vm = host.create_vm().unwrap();
         let ram = memory::allocate(&[(GuestAddress(0), RAM), (GuestAddress(HIGH), RAM)]).unwrap();
@@ -36,7 +41,7 @@ impl Machine {
         let transport = MmioTransport::new(
             vm,
             ram.clone(),
-            Box::new(Rng::new(0)),
+            Box::new(device),
             (0, 0xd000_0000),
             (Irq(16), Arc::clone(&line) as _),
         )
@@ -251,6 +256,124 @@ fn a_queue_is_taken_only_if_its_tables_are_aligned_and_lie_wholly_in_memory() {
         machine.request(0, DATA);
         machine.wait_until(what, |machine| machine.used() == 1);
     }
+}
+
+#[test]
+fn an_interrupt_handler_never_waits_for_a_device_that_is_at_work() {
+    let machine = Machine::new();
+    let at_work = machine.transport.lock();
+    let transport = Arc::clone(&machine.transport);
+    let (done, seen) = std::sync::mpsc::channel();
+    let vcpu = std::thread::spawn(move || {
+        let mut status = [0xaa; 4];
+        transport.read(INTERRUPT_STATUS, &mut status);
+        transport.write(INTERRUPT_ACK, &status);
+        transport.write(QUEUE_NOTIFY, &[0; 4]);
+        done.send(status).unwrap();
+    });
+    assert_eq!(seen.recv_timeout(Duration::from_secs(20)), Ok([0; 4]));
+    drop(at_work);
+    vcpu.join().unwrap();
+}
+
+/// A device that waits for its source when its one byte of configuration says so, and then takes that back.
+struct Knob {
+    source: Arc<OwnedFd>,
+    wanted: u8,
+    ready: Arc<AtomicU32>,
+}
+
+impl VirtioDevice for Knob {
+    fn name(&self) -> &str {
+        "KNOB"
+    }
+
+    fn device_id(&self) -> u32 {
+        42
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[8]
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        if let (0, Some(byte)) = (offset, data.first_mut()) {
+            *byte = self.wanted;
+        }
+    }
+
+    fn write_config(&mut self, _offset: u64, data: &[u8]) {
+        self.wanted = data[0];
+    }
+
+    fn activate(&mut self, _activation: Activation) {}
+
+    fn process(&mut self, _queue: usize) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<Arc<OwnedFd>> {
+        vec![Arc::clone(&self.source)]
+    }
+
+    fn interests(&self) -> Vec<Interest> {
+        let interests = [Interest::NONE, Interest::READ];
+        vec![interests[usize::from(self.wanted)]]
+    }
+
+    fn ready(&mut self, _source: usize, _readiness: Interest) -> Result<(), Malformed> {
+        self.wanted = 0;
+        self.ready.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn reset(&mut self) {}
+
+    fn save(&self) -> SavedState {
+        SavedState::of(&())
+    }
+
+    fn restore(&mut self, _state: &SavedState) -> Result<(), RestoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_write_to_the_configuration_changes_what_the_event_loop_waits_for() {
+    let ready = Arc::<AtomicU32>::default();
+    let machine = Machine::with(Knob {
+        source: Arc::new(eventfd(1, EventfdFlags::NONBLOCK).unwrap()),
+        wanted: 0,
+        ready: Arc::clone(&ready),
+    });
+    machine.start(USED);
+    for round in 1..5 {
+        machine.transport.write(CONFIG, &[1]);
+        machine.wait_until("ready", |_| ready.load(Ordering::SeqCst) == round);
+        assert_eq!(machine.read(CONFIG), 0);
+    }
+}
+
+#[test]
+fn configuration_is_accessed_in_the_widths_of_its_fields() {
+    let machine = Machine::with(Knob {
+        source: Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap()),
+        wanted: 0,
+        ready: Arc::default(),
+    });
+    for (data, read) in [
+        (&[1][..], 1),
+        (&[0, 0], 0),
+        (&[1, 0, 0], 0),
+        (&[1, 0, 0, 0], 1),
+        (&[0; 8], 0),
+    ] {
+        machine.transport.write(CONFIG, data);
+        assert_eq!(machine.read(CONFIG), read, "{data:?}");
+    }
+    let mut odd = [0xaa; 3];
+    machine.transport.read(CONFIG, &mut odd);
+    assert_eq!(odd, [0; 3]);
 }
 
 #[test]
