@@ -114,13 +114,16 @@ impl ByteQueue {
         count
     }
 
-    /// Copies the oldest bytes to `buffer`, as many as fit, and leaves them in the queue.
+    /// Copies the oldest bytes to `buffer`, as many as fit, and leaves them in the queue. Only bytes that
+    /// [`ByteQueue::look`] has shown are there to be copied, so that none is consumed unseen.
     pub fn peek(&self, buffer: &mut [u8]) -> usize {
         let inner = self.lock();
-        for (to, from) in buffer.iter_mut().zip(&inner.queue) {
+        let seen = inner.queue.len().saturating_sub(inner.unseen);
+        let count = buffer.len().min(seen);
+        for (to, from) in buffer.iter_mut().zip(inner.queue.iter().take(count)) {
             *to = *from;
         }
-        buffer.len().min(inner.queue.len())
+        count
     }
 
     /// Drops the `count` oldest bytes; `true` when the queue was full and has room now.
@@ -219,11 +222,13 @@ mod tests {
         let queue = ByteQueue::output().unwrap();
         assert_eq!((queue.push_slice(b"one"), queue.push(b'!')), (3, true));
         assert_eq!(wakes(&queue), 1);
+        let mut buffer = [0; 8];
+        assert_eq!(queue.peek(&mut buffer), 0, "nothing has been looked at");
         assert_eq!(queue.look(), b"one!");
         assert!(queue.push(b'?'));
+        assert_eq!(queue.peek(&mut buffer), 4, "the last has not");
         assert_eq!(wakes(&queue), 1, "even though the rest was not consumed");
         assert_eq!(queue.look(), b"?");
-        let mut buffer = [0; 8];
         assert_eq!(queue.peek(&mut buffer), 5);
         assert_eq!(queue.drain_into(&mut buffer), 5);
         assert_eq!(buffer.get(..5), Some(&b"one!?"[..]));
