@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 fn asset(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set; see scripts/guest-assets"))
@@ -42,12 +42,17 @@ fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
 }
 
 /// Boots a kernel whose init runs `script` and powers off.
-fn boot(kernel: &str, script: &str, flags: &[&str]) -> (Output, String) {
+fn boot(kernel: &str, script: &str, flags: &[&str]) -> (Option<i32>, String) {
     boot_by(Command::new(binary()), kernel, script, flags)
 }
 
 /// The same, by a command that ends in the binary.
-fn boot_by(mut command: Command, kernel: &str, script: &str, flags: &[&str]) -> (Output, String) {
+fn boot_by(
+    mut command: Command,
+    kernel: &str,
+    script: &str,
+    flags: &[&str],
+) -> (Option<i32>, String) {
     let scratch = tempfile::tempdir().unwrap();
     let mut archive = Vec::new();
     entry(&mut archive, "etc", 0o040_755, b"");
@@ -55,25 +60,30 @@ fn boot_by(mut command: Command, kernel: &str, script: &str, flags: &[&str]) -> 
     entry(&mut archive, "TRAILER!!!", 0, b"");
     let rc = scratch.path().join("rc.cpio");
     fs::write(&rc, archive).unwrap();
-    let output = command
-        .args(["run", "--timeout", "120s", "-k", kernel])
+    // Into files and with few words: where the machine is emulated, every wake-up of a reader is one more chance for it
+    // to go wrong.
+    let (out, err) = (scratch.path().join("out"), scratch.path().join("err"));
+    let status = command
+        .args(["run", "--timeout", "60s", "-p", "quiet", "-k", kernel])
         .args(["-i", &asset("SARANG_INITRD"), "-i"])
         .arg(&rc)
         .args(flags)
         .stdin(Stdio::null())
-        .output()
+        .stdout(fs::File::create(&out).unwrap())
+        .stderr(fs::File::create(&err).unwrap())
+        .status()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.code() != Some(0) {
-        eprintln!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&fs::read(&out).unwrap()).into_owned();
+    if status.code() != Some(0) {
+        eprintln!("{text}\n{}", fs::read_to_string(&err).unwrap());
     }
-    (output, text)
+    (status.code(), text)
 }
 
 fn sees_processors(kernel: &str, cpus: &str) {
     let script = "echo cpus=$(nproc) cores=$(grep -m1 'cpu cores' /proc/cpuinfo)";
-    let (output, text) = boot(&asset(kernel), script, &["-c", cpus, "-m", "256M"]);
-    assert_eq!(output.status.code(), Some(0));
+    let (code, text) = boot(&asset(kernel), script, &["-c", cpus, "-m", "256M"]);
+    assert_eq!(code, Some(0));
     assert!(
         text.contains(&format!("cpus={cpus} cores=cpu cores : {cpus}")),
         "{text}"
@@ -104,12 +114,12 @@ processors! {
 #[ignore = "needs a full KVM"]
 fn an_elf_vmlinux_boots_and_reads_its_command_line() {
     let kernel = asset("SARANG_GUEST_KERNEL");
-    let (output, text) = boot(
+    let (code, text) = boot(
         &kernel,
         "echo cpus=$(nproc); cat /proc/cmdline",
         &["-c", "2", "-p", "spice=1"],
     );
-    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(code, Some(0));
     assert!(
         text.contains("cpus=2") && text.contains("spice=1"),
         "{text}"
@@ -119,8 +129,8 @@ fn an_elf_vmlinux_boots_and_reads_its_command_line() {
 /// Boots with `flag` of memory; what the kernel keeps for itself may be missing from it, but no more.
 fn memory_arrives(flag: &str, low: u32, high: u32) {
     let script = "echo total=$(free -m | awk '/Mem:/ { print $2 }') end";
-    let (output, text) = boot(&asset("SARANG_KERNEL_61"), script, &["-m", flag]);
-    assert_eq!(output.status.code(), Some(0));
+    let (code, text) = boot(&asset("SARANG_KERNEL_61"), script, &["-m", flag]);
+    assert_eq!(code, Some(0));
     let total: u32 = text
         .split("total=")
         .nth(1)
@@ -165,8 +175,7 @@ fn the_clock_is_the_hosts() {
 /// Runs `script` in a guest without a console; the JSON of its outcome.
 fn outcome_of(script: &str) -> (Option<i32>, String) {
     let flags = ["--json", "--console", "off"];
-    let (output, text) = boot(&asset("SARANG_KERNEL_61"), script, &flags);
-    (output.status.code(), text)
+    boot(&asset("SARANG_KERNEL_61"), script, &flags)
 }
 
 #[test]
@@ -192,7 +201,15 @@ fn a_kernel_panic_ends_the_run_as_such() {
 #[ignore = "needs a full KVM"]
 fn commands_piped_to_the_shell_are_run() {
     let mut child = Command::new(binary())
-        .args(["run", "--timeout", "120s", "-k", &asset("SARANG_KERNEL_61")])
+        .args([
+            "run",
+            "--timeout",
+            "60s",
+            "-p",
+            "quiet",
+            "-k",
+            &asset("SARANG_KERNEL_61"),
+        ])
         .args(["-i", &asset("SARANG_INITRD")])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -234,8 +251,8 @@ fn a_guest_gets_random_bytes_and_reaches_the_host_over_a_tap() {
         ping -c 3 10.55.0.1
         echo mac=$(cat /sys/class/net/eth0/address)";
     let flags = ["-c", "2", "--net", "tap=wire,mac=52:54:00:12:34:56"];
-    let (output, text) = boot_by(command, &asset("SARANG_GUEST_KERNEL"), script, &flags);
-    assert_eq!(output.status.code(), Some(0));
+    let (code, text) = boot_by(command, &asset("SARANG_GUEST_KERNEL"), script, &flags);
+    assert_eq!(code, Some(0));
     for expected in ["random=1000", "3 packets received", "mac=52:54:00:12:34:56"] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
@@ -256,12 +273,12 @@ fn a_guest_reaches_a_server_on_the_hosts_loopback_through_passt() {
             wget -q -O - http://192.0.2.1:8123/GPL-2 >/licence && break; sleep 1
         done
         head -n 1 /licence";
-    let (output, text) = boot_by(
+    let (code, text) = boot_by(
         command,
         &asset("SARANG_GUEST_KERNEL"),
         script,
         &["-c", "2", "--net", "user"],
     );
-    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(code, Some(0));
     assert!(text.contains("GNU GENERAL PUBLIC LICENSE"), "{text}");
 }
