@@ -3,8 +3,10 @@
 //! One table of flags, the clap structs here and in the verbs' files, makes the parser, the help, the completions
 //! and the man page.
 
+mod disk;
 mod doctor;
 mod kernels;
+mod options;
 mod quantity;
 mod run;
 
@@ -154,6 +156,8 @@ mod tests {
             ("-c", "100000", "1 to 64"),
             ("--timeout", "soon", "is not a time"),
             ("--console", "tv", "off, stdio, pty or file=PATH"),
+            ("--disk", "a.img,rw", "--disk does not know `rw`"),
+            ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])
                 .err()

@@ -19,6 +19,14 @@ use crate::hv::{self, MemorySlot};
 /// All RAM of one guest. Clones share the memory.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
 
+/// A range of guest RAM, as a device's request names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    pub address: GuestAddress,
+    /// Length in bytes.
+    pub len: u32,
+}
+
 /// Why guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -14,6 +14,7 @@
 //! A device runs on the event loop, never on a vCPU thread: the driver's notification arrives there as an eventfd, and
 //! so do the device's own host descriptors. Its methods are called one at a time, under a lock.
 
+pub mod dev;
 #[cfg(test)]
 pub(crate) mod driver;
 pub mod queue;

@@ -37,6 +37,7 @@ use crate::hv::{self, Hypervisor, Registers, Vcpu};
 use crate::loader::{self, Entry};
 use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::trace::Sink;
+use crate::virtio::VirtioDevice;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
@@ -80,6 +81,8 @@ pub struct Spec {
     pub timeout: Option<Duration>,
     /// Receives every exit.
     pub trace: Option<Arc<dyn Sink>>,
+    /// virtio devices, in the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
 }
 
 impl Spec {
@@ -94,6 +97,7 @@ impl Spec {
             command_line: String::new(),
             timeout: None,
             trace: None,
+            devices: Vec::new(),
         }
     }
 }

@@ -5,18 +5,11 @@ use std::io;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
-use crate::mem::GuestRam;
+use crate::mem::{Buffer, GuestRam};
 use crate::virtio::Malformed;
 
-/// A range of guest RAM that lies wholly inside one region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    pub address: GuestAddress,
-    /// Length in bytes.
-    pub len: u32,
-}
-
-/// A request that a driver has made available. Buffers of length zero are left out.
+/// A request that a driver has made available. Its buffers lie wholly inside one region of RAM each; buffers of length
+/// zero are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     head: u16,
