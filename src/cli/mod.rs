@@ -42,7 +42,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     Doctor(doctor::Arguments),
     /// Print a completion script for a shell
     #[command(
@@ -68,7 +68,7 @@ pub fn main() -> u8 {
     };
     start_log(cli.verbose);
     let result = match cli.verb {
-        Verb::Run(arguments) => run::main(arguments),
+        Verb::Run(arguments) => run::main(*arguments),
         Verb::Doctor(arguments) => doctor::main(&arguments),
         Verb::Completions { shell } => completions(shell),
         Verb::Man => man(),

@@ -51,7 +51,8 @@ pub enum Format {
 pub struct Options {
     pub path: PathBuf,
     pub read_only: bool,
-    /// Past the host's page cache (`O_DIRECT`).
+    /// Past the host's page cache (`O_DIRECT`). Most hosts then want buffers of the guest aligned to sectors, as Linux
+    /// aligns them; operations with others fail.
     pub direct: bool,
     pub format: Format,
     /// How many operations may be under way at once, at most.

@@ -12,6 +12,7 @@ use super::*;
 use crate::backend::disk::{Format, Options};
 use crate::virtio::driver::{Driver, Used};
 use crate::virtio::{F_EVENT_IDX, TRANSPORT_FEATURES};
+use vm_memory::Address;
 
 const MIB: u64 = 1 << 20;
 const T_IN: u32 = 0;
@@ -287,6 +288,36 @@ fn a_request_without_header_or_status_is_malformed() {
         let features = rig.device.features();
         rig.driver = Driver::start(&mut rig.device, features);
         assert_eq!(rig.status(T_IN, 0, &[], &[512]), OK);
+    }
+}
+
+#[test]
+fn a_request_in_more_pieces_than_the_queue_is_long_is_malformed() {
+    let table = 24 * MIB;
+    for (pieces, expected) in [(256_u64, Ok(())), (257, Err(Malformed::Request))] {
+        let mut rig = Rig::plain(MIB);
+        let ram = &rig.driver.ram;
+        ram.write_slice(&header(T_IN, 0), GuestAddress(16 * MIB))
+            .unwrap();
+        for index in 0..pieces {
+            // The header, pieces of two bytes, and the last one for what is missing to a sector and the status.
+            let (at, len, flags) = match index {
+                0 => (16 * MIB, 16_u32, 1_u16),
+                _ if index + 1 < pieces => (17 * MIB + index * 2, 2, 3),
+                _ => (18 * MIB, 512 - 2 * (pieces as u32 - 2) % 512 + 1, 2),
+            };
+            let descriptor = GuestAddress(table + index * 16);
+            ram.write_obj(at, descriptor).unwrap();
+            ram.write_obj(len, descriptor.unchecked_add(8)).unwrap();
+            ram.write_obj(flags, descriptor.unchecked_add(12)).unwrap();
+            let next = index as u16 + 1;
+            ram.write_obj(next, descriptor.unchecked_add(14)).unwrap();
+        }
+        rig.driver.send_raw(0, &[(table, pieces as u32 * 16, 4)]);
+        assert_eq!(rig.device.process(0), expected);
+        if expected.is_ok() {
+            assert_eq!(rig.used().len, 513);
+        }
     }
 }
 
@@ -601,12 +632,20 @@ fn a_direct_disk_reads_and_writes_or_is_refused_with_the_reason() {
     let mut device = Block::new(disk, settings()).unwrap();
     let features = device.features();
     let mut driver = Driver::start(&mut device, features);
-    driver.send(0, &[&header(T_OUT, 8), &[5; 4096]], &[1]);
+    // Linux aligns its buffers to sectors, which is all that most hosts want for this.
+    let (at, data, status) = (16 * MIB, 16 * MIB + 4096, 16 * MIB + 8192);
+    let ram = driver.ram.clone();
+    ram.write_slice(&header(T_OUT, 8), GuestAddress(at))
+        .unwrap();
+    ram.write_slice(&[5; 4096], GuestAddress(data)).unwrap();
+    driver.send_raw(0, &[(at, 16, 0), (data, 4096, 0), (status, 1, 2)]);
     device.process(0).unwrap();
     while driver.used(0).is_none() {
         wait(&mut device).unwrap();
     }
-    assert_eq!(std::fs::read(&path).unwrap()[4096..8192], [5; 4096]);
+    assert_eq!(ram.read_obj::<u8>(GuestAddress(status)).unwrap(), OK);
+    let file = std::fs::read(&path).unwrap();
+    assert!(file[4096..8192].iter().all(|byte| *byte == 5));
 }
 
 fn qemu_img(arguments: &[&str]) -> Option<String> {
