@@ -205,3 +205,46 @@ fn entry(fd: RawFd, call: &Call<'_>) -> squeue::Entry {
             .build(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mem::{self, Buffer, GuestAddress};
+    use rustix::event::{PollFd, PollFlags, poll};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn more_operations_than_the_rings_hold_all_end_once() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let mut ring = match Ring::new(file, 1) {
+            Ok(ring) => ring,
+            Err(error) => return eprintln!("this host has no io_uring to test with: {error}"),
+        };
+        let ram = mem::allocate(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        for token in 0..1000 {
+            let operation = match token % 3 {
+                0 => Operation::Flush,
+                _ => Operation::Write {
+                    offset: token * 512,
+                    buffers: vec![Buffer {
+                        address: GuestAddress(0),
+                        len: 512,
+                    }],
+                },
+            };
+            ring.submit(token, &ram, operation).unwrap();
+        }
+        ring.kick();
+        let mut ended = BTreeSet::new();
+        while ended.len() < 1000 {
+            let event = ring.event();
+            poll(&mut [PollFd::new(&event, PollFlags::IN)], None).unwrap();
+            for completion in ring.completed() {
+                completion.result.unwrap();
+                assert!(ended.insert(completion.token));
+            }
+        }
+        assert!(ring.transfers.is_empty() && ring.waiting.is_empty());
+    }
+}

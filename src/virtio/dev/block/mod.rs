@@ -15,17 +15,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 
 use crate::backend::disk::{Completion, Disk, Operation, SECTOR};
-use crate::backend::rate::{Limiter, Limits};
+use crate::backend::rate::Limits;
 use crate::bus::{RestoreError, SavedState};
 use crate::mem::{Buffer, Bytes, GuestAddress, GuestRam};
+use crate::virtio::dev::throttle::Throttle;
 use crate::virtio::queue::{Chain, VirtQueue};
 use crate::virtio::{Activation, Malformed, VirtioDevice};
 use crate::worker::{Interest, Readiness};
@@ -93,14 +88,6 @@ pub struct Block {
     state: State,
 }
 
-/// What a rate limit needs.
-struct Throttle {
-    limiter: Limiter,
-    since: Instant,
-    /// A timerfd that says when to go on.
-    timer: Arc<OwnedFd>,
-}
-
 /// What there is between `activate` and `reset`.
 struct Active {
     features: u64,
@@ -141,18 +128,13 @@ impl Block {
         for (to, from) in serial.iter_mut().zip(settings.serial.bytes()) {
             *to = from;
         }
-        let throttle = if settings.limits.is_unlimited() {
-            None
-        } else {
-            Some(Throttle::new(settings.limits)?)
-        };
         let queues = settings.queues.clamp(1, QUEUES_MAX);
         Ok(Block {
             name: settings.name,
             serial,
             sizes: vec![QUEUE_SIZE; queues.into()],
             disk,
-            throttle,
+            throttle: Throttle::new(settings.limits)?,
             active: None,
             warned: BTreeSet::new(),
             state: State { writeback: true },
@@ -229,7 +211,7 @@ impl Block {
         };
         let request = Request::parse(&chain, &active.ram, shape)?;
         if let (Some(throttle), Work::Host(operation)) = (&mut self.throttle, &request.work)
-            && !throttle.admits(operation)
+            && !throttle.admits(moved(operation))
         {
             queue.unpop();
             return Ok(Next::Wait);
@@ -388,46 +370,11 @@ impl Active {
     }
 }
 
-impl Throttle {
-    fn new(limits: Limits) -> io::Result<Throttle> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        Ok(Throttle {
-            limiter: Limiter::new(limits, Duration::ZERO),
-            since: Instant::now(),
-            timer: Arc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?),
-        })
-    }
-
-    /// Whether the operation may start now; if not, the timer says when to ask again.
-    fn admits(&mut self, operation: &Operation) -> bool {
-        let bytes = match operation {
-            Operation::Read { buffers, .. } | Operation::Write { buffers, .. } => total(buffers),
-            _ => 0,
-        };
-        match self.limiter.take(bytes.into(), self.since.elapsed()) {
-            Ok(()) => true,
-            Err(wait) => {
-                self.set_timer(wait);
-                false
-            }
-        }
-    }
-
-    /// Zero stops the timer.
-    fn set_timer(&self, after: Duration) {
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let timer = Itimerspec {
-            it_interval: zero,
-            it_value: Timespec {
-                tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: after.subsec_nanos().into(),
-            },
-        };
-        // Cannot fail for a timerfd and a time of this form.
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &timer);
+/// Bytes that an operation moves, as a rate limit counts them.
+fn moved(operation: &Operation) -> u64 {
+    match operation {
+        Operation::Read { buffers, .. } | Operation::Write { buffers, .. } => total(buffers).into(),
+        _ => 0,
     }
 }
 
@@ -503,10 +450,8 @@ impl VirtioDevice for Block {
     }
 
     fn sources(&self) -> Vec<Arc<OwnedFd>> {
-        let timer = self.throttle.as_ref().map(|throttle| &throttle.timer);
-        std::iter::once(self.disk.event())
-            .chain(timer.map(Arc::clone))
-            .collect()
+        let timer = self.throttle.as_ref().map(Throttle::timer);
+        std::iter::once(self.disk.event()).chain(timer).collect()
     }
 
     fn interests(&self) -> Vec<Interest> {
@@ -520,7 +465,7 @@ impl VirtioDevice for Block {
     fn ready(&mut self, source: usize, _: Readiness) -> Result<(), Malformed> {
         if source != 0 {
             if let Some(throttle) = &self.throttle {
-                let _ = rustix::io::read(&throttle.timer, &mut [0; 8]);
+                throttle.acknowledge();
             }
             return (0..self.sizes.len()).try_for_each(|queue| self.process(queue));
         }
@@ -541,7 +486,7 @@ impl VirtioDevice for Block {
         self.active = None;
         self.state.writeback = true;
         if let Some(throttle) = &self.throttle {
-            throttle.set_timer(Duration::ZERO);
+            throttle.stop();
         }
     }
 
