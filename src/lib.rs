@@ -21,7 +21,7 @@
 //! | [`firmware`] | the ACPI tables |
 //! | [`virtio`] | queues, the transport, and one file a virtio device |
 //! | [`device`] | uart, i8042, rtc, power management, panic and exit ports |
-//! | [`backend`] | the host's side of a device: the terminal, the network |
+//! | [`backend`] | the host's side of a device: the terminal, disk images, the network |
 //! | [`worker`] | the event loop that devices run on |
 //! | [`bus`] | port-I/O and MMIO dispatch, the [`bus::Device`] trait, the one trace point |
 //! | [`irq`] | interrupt lines |

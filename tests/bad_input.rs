@@ -243,6 +243,30 @@ fn what_does_not_fit_into_the_guest_is_refused() {
 }
 
 #[test]
+fn a_disk_that_cannot_be_used_is_named_with_what_to_do() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = scratch.path().join("hello.elf");
+    fs::write(&kernel, hello()).unwrap();
+    let odd = scratch.path().join("odd.img");
+    fs::write(&odd, [0; 1000]).unwrap();
+    let odd = odd.to_str().unwrap();
+    let qcow2 = format!("{odd},format=qcow2");
+    let directory = scratch.path().to_str().unwrap();
+    for (value, words) in [
+        (
+            "/nonexistent.img",
+            "there is no disk image /nonexistent.img",
+        ),
+        (directory, "is a directory"),
+        (odd, "multiple of 512"),
+        (&qcow2, "is not a qcow2 image"),
+    ] {
+        refused(&kernel, &["--disk", value], words);
+        refused(&kernel, &["--root-disk", value], words);
+    }
+}
+
+#[test]
 fn flags_out_of_range_end_with_code_two() {
     for flags in [
         ["-m", "0"],
@@ -251,6 +275,9 @@ fn flags_out_of_range_end_with_code_two() {
         ["-m", "abc"],
         ["-c", "0"],
         ["-c", "100000"],
+        ["--disk", "a.img,rw"],
+        ["--disk", "a.img,queues=99"],
+        ["--root-disk", "a.img,ro,ro"],
     ] {
         let (code, stderr) = run(&flags);
         assert_eq!(code, Some(2), "{flags:?}");

@@ -282,3 +282,43 @@ fn a_guest_reaches_a_server_on_the_hosts_loopback_through_passt() {
     assert_eq!(code, Some(0));
     assert!(text.contains("GNU GENERAL PUBLIC LICENSE"), "{text}");
 }
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_file_system_on_a_disk_survives_with_what_the_guest_wrote() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tree = scratch.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("greeting"), "from the host\n").unwrap();
+    let image = scratch.path().join("disk.ext4");
+    let run = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program)
+            .args(arguments)
+            .arg(&image)
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    run(
+        "mke2fs",
+        &["-q", "-t", "ext4", "-d", tree.to_str().unwrap()],
+    );
+    let script = "mount -t ext4 /dev/vda /root; cat /root/greeting
+        head -c 10000000 /dev/urandom >/root/random; sum=$(sha256sum </root/random)
+        mkdir /root/many; for i in $(seq 1000); do echo $i >/root/many/$i; done
+        umount /root; echo 3 >/proc/sys/vm/drop_caches; mount -t ext4 /dev/vda /root
+        [ \"$sum\" = \"$(sha256sum </root/random)\" ] && echo same=yes
+        sync; umount /root";
+    let disk = image.to_str().unwrap().to_owned();
+    let flags = ["-c", "2", "--disk", &disk];
+    let (code, text) = boot(&asset("SARANG_GUEST_KERNEL"), script, &flags);
+    assert_eq!(code, Some(0));
+    assert!(text.contains("from the host"), "{text}");
+    assert!(text.contains("same=yes"), "{text}");
+    run("e2fsck", &["-f", "-n"]);
+    let names = run("debugfs", &["-R", "ls -p /many"]);
+    assert!(names.contains("/1000/"), "{names}");
+}

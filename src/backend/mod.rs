@@ -2,12 +2,17 @@
 //!
 //! A device model speaks registers to the guest; a backend speaks system calls to the host. They
 //! meet in a queue: [`ByteQueue`] for the serial port and the [`console`] behind it. The device's
-//! half runs on vCPU threads and never waits; the backend's half runs on the event loop. The network
-//! card runs on the event loop itself, and calls its [`net`] backend directly.
+//! half runs on vCPU threads and never waits; the backend's half runs on the event loop.
+//!
+//! A virtio device runs on the event loop altogether, so its backend needs no queue of bytes: [`net`] moves frames when it
+//! is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor. [`rate`] says how
+//! much of it a guest may have.
 
 mod byte_queue;
 pub mod console;
+pub mod disk;
 pub mod net;
+pub mod rate;
 
 pub use byte_queue::{ByteQueue, INPUT_CAPACITY, OUTPUT_CAPACITY};
 

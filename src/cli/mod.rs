@@ -3,9 +3,11 @@
 //! One table of flags, the clap structs here and in the verbs' files, makes the parser, the help, the completions
 //! and the man page.
 
+mod disk;
 mod doctor;
 mod kernels;
 mod net;
+mod options;
 mod quantity;
 mod run;
 
@@ -43,7 +45,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    Run(run::Arguments),
+    Run(Box<run::Arguments>),
     Doctor(doctor::Arguments),
     /// Print a completion script for a shell
     #[command(
@@ -69,7 +71,7 @@ pub fn main() -> u8 {
     };
     start_log(cli.verbose);
     let result = match cli.verb {
-        Verb::Run(arguments) => run::main(arguments),
+        Verb::Run(arguments) => run::main(*arguments),
         Verb::Doctor(arguments) => doctor::main(&arguments),
         Verb::Completions { shell } => completions(shell),
         Verb::Man => man(),
@@ -159,6 +161,8 @@ mod tests {
             ("--console", "tv", "off, stdio, pty or file=PATH"),
             ("--net", "bridge", "tap=NAME, user or none"),
             ("--net", "user,hostfwd=22", "two TCP ports"),
+            ("--disk", "a.img,rw", "--disk does not know `rw`"),
+            ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])
                 .err()

@@ -1,5 +1,6 @@
 //! Sizes, counts and times as a person writes them: `512M`, `4G`, `30s`.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// A guest's RAM has at least this many bytes.
@@ -41,6 +42,26 @@ pub(super) fn ram(text: &str) -> Result<u64, String> {
     }
     // Memory comes in whole 2 MiB pages.
     Ok(bytes.next_multiple_of(2 << 20))
+}
+
+/// Parses a rate in bytes a second: a number, with the unit K, M or G (binary) if large.
+pub(super) fn bandwidth(text: &str) -> Result<NonZeroU64, String> {
+    let invalid = || format!("`{text}` is not a rate: write 500K, 100M or 1G, in bytes a second");
+    let (number, unit) = split(text).ok_or_else(invalid)?;
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" | "KIB" | "KB" => 10,
+        "M" | "MIB" | "MB" => 20,
+        "G" | "GIB" | "GB" => 30,
+        _ => return Err(invalid()),
+    };
+    NonZeroU64::new(number.saturating_mul(1 << shift)).ok_or_else(invalid)
+}
+
+/// Parses a number of operations a second.
+pub(super) fn operations(text: &str) -> Result<NonZeroU64, String> {
+    text.parse()
+        .map_err(|_| format!("`{text}` is not a number of operations a second: write 1000"))
 }
 
 /// RAM as a person would write it.
@@ -102,6 +123,17 @@ mod tests {
         }
         assert_eq!(show_ram(4 << 30), "4G");
         assert_eq!(show_ram(1536 << 20), "1536M");
+    }
+
+    #[test]
+    fn rates_may_have_units_and_are_never_zero() {
+        assert_eq!(bandwidth("100M").map(NonZeroU64::get), Ok(100 << 20));
+        assert_eq!(bandwidth("512").map(NonZeroU64::get), Ok(512));
+        assert_eq!(operations("1000").map(NonZeroU64::get), Ok(1000));
+        for bad in ["", "0", "0M", "M", "1T", "fast", "-1"] {
+            assert!(bandwidth(bad).is_err(), "{bad}");
+            assert!(operations(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::{Result, USAGE, quantity, say};
 use crate::backend::console::{Console, Kind};
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
+use crate::virtio::VirtioDevice;
 use crate::virtio::dev::rng::Rng;
 use crate::vm::{Image, Machine, Report, Spec};
 
@@ -44,6 +45,8 @@ Examples:
   sarang run -k vmlinuz -i initrd.img -c 2 -m 1G
   sarang run -k bzImage -p 'root=/dev/ram0 quiet' --timeout 30s --json
   sarang run -k vmlinuz -i initrd.img --net user,hostfwd=2222:22
+  sarang run -k vmlinuz --root-disk root.img --disk data.qcow2,format=qcow2
+  sarang run -k vmlinuz --root-disk root.img,ro --disk /dev/sdb,direct,queues=2,bw=100M
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -58,6 +61,17 @@ pub(super) struct Arguments {
     /// Guest memory
     #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = quantity::ram)]
     mem: u64,
+    /// Disk image or block device: PATH[,ro][,direct][,format=raw|qcow2][,serial=TEXT][,queues=N][,bw=RATE][,iops=N]
+    ///
+    /// It is /dev/vda in the guest, or /dev/vdb after a --root-disk, and so on in the order given. `ro` refuses writes;
+    /// `direct` goes past the host's page cache; `format` is never guessed, and raw unless said; `serial` has up to 20
+    /// characters; `queues` is 1 to 16; `bw` (bytes a second: 500K, 100M, 1G) and `iops` (requests a second) limit
+    /// what the guest may use.
+    #[arg(long, value_name = "PATH[,OPTION...]", value_parser = super::disk::data)]
+    disk: Vec<super::disk::Disk>,
+    /// The same, as the first disk and the root file system: adds root=/dev/vda and rw or ro to the kernel command line
+    #[arg(long, value_name = "PATH[,OPTION...]", value_parser = super::disk::root)]
+    root_disk: Option<super::disk::Disk>,
     /// Words to add to the kernel command line, after sarang's own
     #[arg(short = 'p', long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Vec<String>,
@@ -79,6 +93,13 @@ pub(super) struct Arguments {
     /// Print the outcome as one line of JSON on standard output when the run has ended
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    /// All disks, in the guest's order.
+    fn disks(&self) -> impl Iterator<Item = &super::disk::Disk> {
+        self.root_disk.iter().chain(&self.disk)
+    }
 }
 
 /// Runs the verb. The result is the exit code.
@@ -107,6 +128,11 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     ));
     // Before the images are read, so that passt starts meanwhile.
     let cards = Cards::open(&networks)?;
+    // Before the hypervisor, so that a wrong path is told on any host.
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, disk) in arguments.disks().enumerate() {
+        devices.push(disk.open(index)?);
+    }
     let hypervisor = Kvm::open(&super::kvm_path())?;
     let trace =
         match &arguments.trace {
@@ -116,6 +142,10 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             None => None,
         };
     let mut command_line = COMMAND_LINE.to_owned();
+    if let Some(disk) = &arguments.root_disk {
+        command_line.push(' ');
+        command_line.push_str(disk.root_words());
+    }
     for words in &arguments.append {
         command_line.push(' ');
         command_line.push_str(words);
@@ -124,7 +154,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let initrds: std::result::Result<Vec<Image>, _> =
         initrds.iter().map(|path| Image::read(path)).collect();
     let initrds = initrds?;
-    let mut devices = cards.into_devices()?;
+    devices.extend(cards.into_devices()?);
     devices.push(Box::new(Rng::new(0)));
     let spec = Spec {
         name: arguments.name,
@@ -167,6 +197,12 @@ fn resolved(
     flag("-m", &quantity::show_ram(arguments.mem));
     for network in networks {
         flag("--net", &network.to_string());
+    }
+    if let Some(disk) = &arguments.root_disk {
+        flag("--root-disk", disk.text());
+    }
+    for disk in &arguments.disk {
+        flag("--disk", disk.text());
     }
     for append in &arguments.append {
         flag("-p", append);

@@ -19,6 +19,24 @@ use crate::hv::{self, MemorySlot};
 /// All RAM of one guest. Clones share the memory.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
 
+/// A range of guest RAM, as a device's request names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    pub address: GuestAddress,
+    /// Length in bytes.
+    pub len: u32,
+}
+
+impl Buffer {
+    /// Whether all of it is RAM, in one region.
+    pub fn is_in(self, ram: &GuestRam) -> bool {
+        ram.find_region(self.address).is_some_and(|region| {
+            let offset = self.address.0 - region.start_addr().0;
+            u64::from(self.len) <= region.len() - offset
+        })
+    }
+}
+
 /// Why guest RAM could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -3,30 +3,13 @@
 use std::io;
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress};
 
-use crate::mem::GuestRam;
+use crate::mem::{Buffer, GuestRam};
 use crate::virtio::Malformed;
 
-/// A range of guest RAM that lies wholly inside one region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    pub address: GuestAddress,
-    /// Length in bytes.
-    pub len: u32,
-}
-
-impl Buffer {
-    /// Whether all of it is RAM, in one region.
-    pub fn is_in(self, ram: &GuestRam) -> bool {
-        ram.find_region(self.address).is_some_and(|region| {
-            let offset = self.address.0 - region.start_addr().0;
-            u64::from(self.len) <= region.len() - offset
-        })
-    }
-}
-
-/// A request that a driver has made available. Buffers of length zero are left out.
+/// A request that a driver has made available. Its buffers lie wholly inside one region of RAM each; buffers of length
+/// zero are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     head: u16,

@@ -10,7 +10,9 @@
 
 mod chain;
 
-pub use chain::{Buffer, Chain, Reader, Writer};
+pub use chain::{Chain, Reader, Writer};
+
+pub use crate::mem::Buffer;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,0 +1,86 @@
+//! A rate limit with its timer, for a device.
+//!
+//! The arithmetic is [`crate::backend::rate`]'s. This adds the clock and a timerfd: a device that may not go on takes no
+//! more requests from its queues until the timer, one of its [`sources`](crate::virtio::VirtioDevice::sources), is
+//! readable.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use crate::backend::rate::{Limiter, Limits};
+
+/// A rate limit with its timer.
+pub struct Throttle {
+    limiter: Limiter,
+    since: Instant,
+    timer: Arc<OwnedFd>,
+}
+
+impl Throttle {
+    /// `None` when nothing is limited.
+    ///
+    /// # Errors
+    /// When the host gives no timer.
+    pub fn new(limits: Limits) -> io::Result<Option<Throttle>> {
+        if limits.is_unlimited() {
+            return Ok(None);
+        }
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        Ok(Some(Throttle {
+            limiter: Limiter::new(limits, Duration::ZERO),
+            since: Instant::now(),
+            timer: Arc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?),
+        }))
+    }
+
+    /// The timer, for the event loop to watch.
+    pub fn timer(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.timer)
+    }
+
+    /// Whether an operation that moves `bytes` bytes may start now, which counts it. If not, the timer will say when to
+    /// ask again.
+    pub fn admits(&mut self, bytes: u64) -> bool {
+        match self.limiter.take(bytes, self.since.elapsed()) {
+            Ok(()) => true,
+            Err(wait) => {
+                self.set_timer(wait);
+                false
+            }
+        }
+    }
+
+    /// The timer has been seen.
+    pub fn acknowledge(&self) {
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+    }
+
+    /// Nobody waits any more.
+    pub fn stop(&self) {
+        self.set_timer(Duration::ZERO);
+    }
+
+    /// Zero stops the timer.
+    fn set_timer(&self, after: Duration) {
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let timer = Itimerspec {
+            it_interval: zero,
+            it_value: Timespec {
+                tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: after.subsec_nanos().into(),
+            },
+        };
+        // Cannot fail for a timerfd and a time of this form.
+        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &timer);
+    }
+}
