@@ -3,6 +3,7 @@
 //! One table of flags, the clap structs here and in the verbs' files, makes the parser, the help, the completions
 //! and the man page.
 
+mod balloon;
 mod disk;
 mod doctor;
 mod kernels;

@@ -19,10 +19,10 @@ fn split(text: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, unit))
 }
 
-/// Parses an amount of RAM, in bytes: a number with the unit M or G (binary, `MiB` and `GiB` too).
-pub(super) fn ram(text: &str) -> Result<u64, String> {
-    let (number, unit) =
-        split(text).ok_or_else(|| format!("`{text}` is not a size: write 512M or 4G"))?;
+/// Parses a size in bytes: a number with the unit K, M, G or T (binary, `MiB` and `GiB` too), or 0.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let invalid = || format!("`{text}` is not a size: write 512M or 4G");
+    let (number, unit) = split(text).ok_or_else(invalid)?;
     let shift = match unit.to_ascii_uppercase().as_str() {
         "" if number > 0 => {
             return Err(format!("`{text}` needs a unit: write {text}M or {text}G"));
@@ -31,9 +31,14 @@ pub(super) fn ram(text: &str) -> Result<u64, String> {
         "M" | "MIB" | "MB" => 20,
         "G" | "GIB" | "GB" => 30,
         "T" | "TIB" | "TB" => 40,
-        _ => return Err(format!("`{text}` is not a size: write 512M or 4G")),
+        _ => return Err(invalid()),
     };
-    let bytes = number.saturating_mul(1 << shift);
+    Ok(number.saturating_mul(1 << shift))
+}
+
+/// Parses an amount of RAM, in bytes.
+pub(super) fn ram(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
     if bytes < RAM_MIN {
         return Err("a guest needs at least 16M of memory".to_owned());
     }

@@ -47,6 +47,7 @@ Examples:
   sarang run -k vmlinuz -i initrd.img --net user,hostfwd=2222:22
   sarang run -k vmlinuz --root-disk root.img --disk data.qcow2,format=qcow2
   sarang run -k vmlinuz --root-disk root.img,ro --disk /dev/sdb,direct,queues=2,bw=100M
+  sarang run -k vmlinuz -i initrd.img -m 4G --balloon 2G,stats=1s --json
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -72,6 +73,12 @@ pub(super) struct Arguments {
     /// The same, as the first disk and the root file system: adds root=/dev/vda and rw or ro to the kernel command line
     #[arg(long, value_name = "PATH[,OPTION...]", value_parser = super::disk::root)]
     root_disk: Option<super::disk::Disk>,
+    /// Have the guest give SIZE of its memory back to the host, and what it frees as well: SIZE[,stats=TIME]
+    ///
+    /// SIZE may be 0. What the guest's kernel has free goes back by itself, a few seconds later. With `stats`, the guest is
+    /// asked that often how it fares, and the last answer is in the outcome of --json.
+    #[arg(long, value_name = "SIZE[,OPTION]", value_parser = super::balloon::parse)]
+    balloon: Option<super::balloon::Flag>,
     /// Words to add to the kernel command line, after sarang's own
     #[arg(short = 'p', long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Vec<String>,
@@ -122,6 +129,12 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             return Ok(USAGE);
         }
     };
+    if let Some(balloon) = &arguments.balloon
+        && let Err(message) = balloon.check(arguments.mem)
+    {
+        say(&format!("sarang: {message}"));
+        return Ok(USAGE);
+    }
     say(&format!(
         "# {}",
         resolved(&arguments, &found.kernel, &initrds, &networks)
@@ -156,6 +169,15 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let initrds = initrds?;
     devices.extend(cards.into_devices()?);
     devices.push(Box::new(Rng::new(0)));
+    let balloon = arguments
+        .balloon
+        .map(|balloon| balloon.open())
+        .transpose()?;
+    let balloon = balloon.map(|balloon| {
+        let handle = balloon.handle();
+        devices.push(Box::new(balloon));
+        handle
+    });
     let spec = Spec {
         name: arguments.name,
         cpus: arguments.cpus,
@@ -166,6 +188,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         timeout: arguments.timeout,
         trace,
         devices,
+        balloon,
     };
     let console = Console::open(&arguments.console)?;
     if let Some(path) = console.pty_path() {
@@ -203,6 +226,9 @@ fn resolved(
     }
     for disk in &arguments.disk {
         flag("--disk", disk.text());
+    }
+    if let Some(balloon) = &arguments.balloon {
+        flag("--balloon", balloon.text());
     }
     for append in &arguments.append {
         flag("-p", append);

@@ -82,6 +82,29 @@ pub fn attach(ram: &GuestRam, vm: &dyn hv::Vm) -> hv::Result<()> {
     Ok(())
 }
 
+/// Gives the host pages that lie wholly in a range of RAM back to the host: they read as zeroes from then on, and take
+/// memory again when somebody touches them. What is not RAM is left out.
+///
+/// A device may have just such a page in its hands for an operation that is under way. That is the guest's loss alone: the
+/// operation keeps the old page until it ends, or finds a new one full of zeroes.
+///
+/// # Errors
+/// What `madvise(2)` says.
+pub fn discard(ram: &GuestRam, start: GuestAddress, len: u64) -> std::io::Result<()> {
+    let end = start.0.saturating_add(len);
+    for region in ram.iter() {
+        let first = region.start_addr().0;
+        let (from, to) = (
+            start.0.max(first),
+            end.min(first.saturating_add(region.len())),
+        );
+        if from < to {
+            region.discard(from - first, to - from)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +135,31 @@ mod tests {
             allocate(&[(GuestAddress(0), 1 << 52)]),
             Err(Error::Map { .. })
         ));
+    }
+
+    #[test]
+    fn discarded_pages_are_zero_and_their_neighbours_are_not() {
+        let ram =
+            allocate(&[(GuestAddress(0), 2 << 20), (GuestAddress(8 << 20), 2 << 20)]).unwrap();
+        let ones = vec![1; 2 << 20];
+        for start in [0, 8 << 20] {
+            ram.write_slice(&ones, GuestAddress(start)).unwrap();
+        }
+        let zeroes = |start: u64| {
+            let mut bytes = vec![0; 2 << 20];
+            ram.read_slice(&mut bytes, GuestAddress(start)).unwrap();
+            bytes.iter().filter(|byte| **byte == 0).count()
+        };
+        // Only whole pages of the host go: the second of the three that this touches.
+        discard(&ram, GuestAddress(4095), 4098).unwrap();
+        assert_eq!(zeroes(0), 4096);
+        discard(&ram, GuestAddress(4096), 4095).unwrap();
+        discard(&ram, GuestAddress(0), 0).unwrap();
+        discard(&ram, GuestAddress(3 << 20), 2 << 20).unwrap();
+        discard(&ram, GuestAddress(u64::MAX), u64::MAX).unwrap();
+        assert_eq!((zeroes(0), zeroes(8 << 20)), (4096, 0));
+        // From inside one region over the hole into the next.
+        discard(&ram, GuestAddress(1 << 20), 8 << 20).unwrap();
+        assert_eq!((zeroes(0), zeroes(8 << 20)), (4096 + (1 << 20), 1 << 20));
     }
 }

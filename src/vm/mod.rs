@@ -38,6 +38,7 @@ use crate::loader::{self, Entry};
 use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::trace::Sink;
 use crate::virtio::VirtioDevice;
+use crate::virtio::dev::balloon;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
@@ -79,6 +80,8 @@ pub struct Spec {
     pub command_line: String,
     /// In the order in which the guest finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// Reaches the balloon among `devices`, for the report.
+    pub balloon: Option<balloon::Handle>,
     /// Ends the run with [`Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
@@ -96,6 +99,7 @@ impl Spec {
             initrds: Vec::new(),
             command_line: String::new(),
             devices: Vec::new(),
+            balloon: None,
             timeout: None,
             trace: None,
         }
@@ -131,6 +135,9 @@ pub struct Report {
     /// Time from the first vCPU's start to the end.
     pub wall_ms: u64,
     pub exits: ExitCounts,
+    /// How the balloon stood at the end, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<balloon::Report>,
 }
 
 /// What other threads ask of a machine.
@@ -194,6 +201,7 @@ pub struct Machine {
     name: String,
     timeout: Option<Duration>,
     // Runtime glue.
+    balloon: Option<balloon::Handle>,
     vcpus: Vec<Box<dyn Vcpu>>,
     _vm: Arc<dyn hv::Vm>,
     ram: GuestRam,
@@ -257,6 +265,7 @@ impl Machine {
         Ok(Machine {
             name: spec.name,
             timeout: spec.timeout,
+            balloon: spec.balloon,
             vcpus,
             _vm: vm,
             ram,
@@ -324,6 +333,7 @@ impl Machine {
         threads.resume();
         let ended = self.wait(&threads);
         threads.stop();
+        let balloon = self.balloon.as_ref().map(balloon::Handle::report);
         self.board.virtio.iter().for_each(|device| device.stop());
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
         let patience = matches!(
@@ -340,6 +350,7 @@ impl Machine {
             name: self.name.clone(),
             wall_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             exits: self.bus.exit_counts(),
+            balloon,
         })
     }
 
