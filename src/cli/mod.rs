@@ -10,6 +10,7 @@ mod net;
 mod options;
 mod quantity;
 mod run;
+mod share;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -163,6 +164,7 @@ mod tests {
             ("--net", "user,hostfwd=22", "two TCP ports"),
             ("--disk", "a.img,rw", "--disk does not know `rw`"),
             ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
+            ("--share", "dir,rw", "--share does not know `rw`"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])
                 .err()
