@@ -132,7 +132,11 @@ impl Server {
 
     /// READLINK: nothing more.
     pub(super) fn readlink(&self, call: Call<'_>) -> Result<(), Errno> {
-        let target = readlinkat(&*call.node()?, c"", Vec::new())?;
+        let node = call.node()?;
+        if node.kind != FileType::Symlink {
+            return Err(Errno::INVAL);
+        }
+        let target = readlinkat(&*node, c"", Vec::new())?;
         call.answer.bytes(target.to_bytes())
     }
 

@@ -135,3 +135,86 @@ fn umask() -> Mode {
         .and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok());
     Mode::from_raw_mode(mask.unwrap_or(0) & 0o777)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::fs::FileType;
+    use rustix::time::Timespec;
+
+    use super::*;
+
+    /// A message with a body of numbers.
+    fn message(opcode: u32, body: &[u64]) -> Vec<u8> {
+        let len = HEADER_LEN + 8 * body.len() as u32;
+        let mut message = Vec::new();
+        message.extend(len.to_le_bytes());
+        message.extend(opcode.to_le_bytes());
+        message.extend(5_u64.to_le_bytes());
+        message.extend(wire::ROOT.to_le_bytes());
+        message.extend([0; 16]);
+        message.extend(body.iter().flat_map(|number| number.to_le_bytes()));
+        message
+    }
+
+    fn wait(share: &Share) -> Vec<Completion> {
+        let event = share.event();
+        let timeout = Timespec {
+            tv_sec: 30,
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::new(&event, PollFlags::IN)];
+        assert!(poll(&mut fds, Some(&timeout)).unwrap() > 0, "lost request");
+        share.completed()
+    }
+
+    #[test]
+    fn a_request_that_is_stuck_holds_up_neither_others_nor_a_reset() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut share = Share::open(&Options {
+            path: scratch.path().into(),
+            read_only: false,
+            budget: Budget::new(10),
+        })
+        .unwrap();
+        let init = message(wire::opcode::INIT, &[7 | 31 << 32, 0]);
+        share.submit(0, init.clone(), 4096);
+        assert_eq!(wait(&share).len(), 1);
+        // A thread that reads this directory waits for the lock that is held here.
+        let old = Arc::clone(&share.session);
+        let fd = rustix::io::dup(old.root()).unwrap();
+        let handle = old.keep(wire::ROOT, fd, FileType::Directory).unwrap();
+        let directory = old.handle(handle, wire::ROOT, FileType::Directory).unwrap();
+        let stuck = session::lock(&directory.position);
+        share.submit(
+            1,
+            message(wire::opcode::READDIR, &[handle, 0, 4096, 0, 0]),
+            4096,
+        );
+        for token in 2..10 {
+            share.submit(token, message(wire::opcode::GETATTR, &[0, 0]), 4096);
+            assert_eq!(wait(&share)[0].token, token);
+        }
+        share.reset();
+        share.submit(20, init, 4096);
+        assert_eq!(wait(&share)[0].token, 20);
+        drop(stuck);
+        // Its answer comes to nobody, and what it held is closed: then this is the last to know of the old session.
+        drop(directory);
+        while Arc::strong_count(&old) > 1 {
+            std::thread::yield_now();
+        }
+        assert_eq!(share.completed(), []);
+        drop(old);
+        assert_eq!(share.session.budget().left(), 10);
+    }
+
+    #[test]
+    fn the_budget_is_what_the_host_allows_less_a_reserve() {
+        let budget = Budget::of_process();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
+        let all = usize::try_from(limit.maximum.unwrap_or(u64::MAX)).unwrap();
+        assert!(budget.left() < all && budget.left() >= all.min(1 << 20) / 2);
+    }
+}

@@ -30,7 +30,9 @@ impl Server {
         ) {
             return Err(Errno::PERM);
         }
-        self.make(call, permissions(mode), |directory, name| {
+        let name = call.body.name()?;
+        call.body.end()?;
+        self.make(call, name, permissions(mode), |directory| {
             mknodat(directory, name, kind, permissions(mode), 0)
         })
     }
@@ -39,32 +41,32 @@ impl Server {
     pub(super) fn mkdir(&self, mut call: Call<'_>) -> Result<(), Errno> {
         let mode = permissions(call.body.u32()?);
         call.body.skip(4)?;
-        self.make(call, mode, |directory, name| mkdirat(directory, name, mode))
+        let name = call.body.name()?;
+        call.body.end()?;
+        self.make(call, name, mode, |directory| mkdirat(directory, name, mode))
     }
 
     /// SYMLINK: name, target. The target is any text; only the guest ever follows it.
-    pub(super) fn symlink(&self, call: Call<'_>) -> Result<(), Errno> {
-        let mut rest = call.body;
-        rest.name()?;
-        let target = rest.text()?;
-        rest.end()?;
-        self.make(call, Mode::empty(), |directory, name| {
+    pub(super) fn symlink(&self, mut call: Call<'_>) -> Result<(), Errno> {
+        let name = call.body.name()?;
+        let target = call.body.text()?;
+        call.body.end()?;
+        self.make(call, name, Mode::empty(), |directory| {
             symlinkat(target, directory, name)
         })
     }
 
-    /// Makes the name that is next in the request, in the name of its caller, and answers with its node.
+    /// Makes something as the caller of the request, and answers with its node.
     fn make(
         &self,
-        mut call: Call<'_>,
+        call: Call<'_>,
+        name: &CStr,
         mode: Mode,
-        make: impl FnOnce(&Node, &CStr) -> Result<(), Errno>,
+        make: impl FnOnce(&Node) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         call.answer.needs(ENTRY_LEN)?;
-        let name = call.body.name()?;
         let directory = call.node()?;
-        self.host
-            .create_as(call.caller, || make(&directory, name))?;
+        self.host.create_as(call.caller, || make(&directory))?;
         let (number, stat) = find(call.session, directory.as_fd(), name)?;
         let stat = match FileType::from_raw_mode(stat.stx_mode.into()) {
             FileType::Symlink => stat,

@@ -128,6 +128,11 @@ impl Session {
         &self.root
     }
 
+    #[cfg(test)]
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// Whether both sides have agreed on the protocol (INIT).
     pub fn started(&self) -> bool {
         self.started.load(Ordering::Acquire)

@@ -6,7 +6,7 @@ mod hostile;
 mod owners;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;

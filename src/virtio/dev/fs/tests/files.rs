@@ -200,7 +200,7 @@ fn directories_are_read_in_pieces_with_or_without_attributes() {
     rig.mkdir(ROOT, "below").unwrap();
     for (opcode, plus) in [(READDIR, false), (READDIRPLUS, true)] {
         let handle = u64_at(&rig.ask(OPENDIR, ROOT, &[&[0; 8]]).unwrap(), 0);
-        let (mut offset, mut found) = (0, Vec::new());
+        let (mut offset, mut found) = (0_u64, Vec::new());
         loop {
             let body = bytes!(handle, offset, 1000_u32, 0_u32, 0_u64, 0_u32, 0_u32);
             let answer = rig.ask(opcode, ROOT, &[&body]).unwrap();
