@@ -267,6 +267,23 @@ fn a_disk_that_cannot_be_used_is_named_with_what_to_do() {
 }
 
 #[test]
+fn a_directory_that_cannot_be_shared_is_named_with_what_to_do() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = scratch.path().join("hello.elf");
+    fs::write(&kernel, hello()).unwrap();
+    for (value, words) in [
+        ("/nonexistent", "there is no directory /nonexistent"),
+        (kernel.to_str().unwrap(), "is not a directory"),
+    ] {
+        refused(&kernel, &["--share", value], words);
+    }
+    let twice = ["--share", "/a/src", "--share", "/b/src,ro"];
+    let (code, stderr) = run(&[&["-k", kernel.to_str().unwrap()][..], &twice].concat());
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("the tag `src`"), "{stderr}");
+}
+
+#[test]
 fn flags_out_of_range_end_with_code_two() {
     for flags in [
         ["-m", "0"],
@@ -278,6 +295,8 @@ fn flags_out_of_range_end_with_code_two() {
         ["--disk", "a.img,rw"],
         ["--disk", "a.img,queues=99"],
         ["--root-disk", "a.img,ro,ro"],
+        ["--share", "dir,rw"],
+        ["--share", "dir,tag="],
     ] {
         let (code, stderr) = run(&flags);
         assert_eq!(code, Some(2), "{flags:?}");

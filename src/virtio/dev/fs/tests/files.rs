@@ -107,11 +107,7 @@ fn a_write_by_someone_who_may_not_keep_them_drops_set_id_bits() {
     rig.write_file("a", b"");
     let (node, _) = rig.lookup(ROOT, "a").unwrap();
     let handle = rig.open(node, RDWR).unwrap();
-    let set_ids = || fs::set_permissions(rig_path(&rig), fs::Permissions::from_mode(0o6755));
-    fn rig_path(rig: &Rig) -> PathBuf {
-        rig.at("a")
-    }
-    set_ids().unwrap();
+    fs::set_permissions(rig.at("a"), fs::Permissions::from_mode(0o6755)).unwrap();
     let kill = 1_u32 << 2;
     let body = bytes!(handle, 0_u64, 1_u32, kill, 0_u64, 0_u32, 0_u32);
     rig.ask(WRITE, node, &[&body, b"x"]).unwrap();

@@ -100,7 +100,7 @@ fn as_an_ordinary_user_everything_belongs_to_that_user() {
         let link = [&node.to_le_bytes()[..], &name("g")].concat();
         rig.ask(LINK, ROOT, &[&link]).unwrap();
         // What the host denies that user, it denies the guest.
-        fs::set_permissions(rig.at("f"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(rig.at("f"), fs::Permissions::from_mode(0o0)).unwrap();
         assert_eq!(rig.open(node, RDONLY), Err(libc::EACCES));
     });
 }
@@ -109,7 +109,7 @@ fn as_an_ordinary_user_everything_belongs_to_that_user() {
 fn a_directory_that_may_not_be_read_is_told() {
     as_somebody(|| {
         let scratch = tempfile::tempdir().unwrap();
-        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o0)).unwrap();
         let error = Share::open(&Options {
             path: scratch.path().into(),
             read_only: false,
