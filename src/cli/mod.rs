@@ -11,6 +11,7 @@ mod net;
 mod options;
 mod quantity;
 mod run;
+mod share;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -164,6 +165,7 @@ mod tests {
             ("--net", "user,hostfwd=22", "two TCP ports"),
             ("--disk", "a.img,rw", "--disk does not know `rw`"),
             ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
+            ("--share", "dir,rw", "--share does not know `rw`"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])
                 .err()

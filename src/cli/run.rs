@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::kernels::{Found, Places};
 use super::net::{self, Cards, Network};
+use super::share::{self, Share};
 use super::{Result, USAGE, quantity, say};
 use crate::backend::console::{Console, Kind};
 use crate::hv::kvm::Kvm;
@@ -38,6 +39,8 @@ A network card is given with --net, once for each; without it, there is none:
   none                                     no card
 Without mac=, a card's address follows from --name and its place, and is always the same.
 
+A directory is shared with --share and mounted in the guest: mount -t virtiofs TAG /mnt
+
 Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
 124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port.
 
@@ -48,6 +51,7 @@ Examples:
   sarang run -k vmlinuz --root-disk root.img --disk data.qcow2,format=qcow2
   sarang run -k vmlinuz --root-disk root.img,ro --disk /dev/sdb,direct,queues=2,bw=100M
   sarang run -k vmlinuz -i initrd.img -m 4G --balloon 2G,stats=1s --json
+  sarang run -k vmlinuz -i initrd.img --share src --share /srv/data,tag=data,ro
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -94,6 +98,13 @@ pub(super) struct Arguments {
     /// Network card: user[,hostfwd=HOST:GUEST], tap=NAME or none; see below. Several make several cards
     #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<Network>,
+    /// Directory of the host that the guest can mount: DIR[,tag=TAG][,ro]. Several make several
+    ///
+    /// In the guest: mount -t virtiofs TAG /mnt. The tag has up to 36 bytes, and is DIR's last name unless said; `ro`
+    /// refuses every change. The guest sees nothing outside of DIR. Run as root, sarang gives new files to the guest's
+    /// user; otherwise they are yours.
+    #[arg(long, value_name = "DIR[,OPTION...]", value_parser = share::parse)]
+    share: Vec<Share>,
     /// Write one line for every exit of the guest to userspace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -135,9 +146,16 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         say(&format!("sarang: {message}"));
         return Ok(USAGE);
     }
+    let shares = match share::resolve(&arguments.share) {
+        Ok(shares) => shares,
+        Err(message) => {
+            say(&format!("sarang: {message}"));
+            return Ok(USAGE);
+        }
+    };
     say(&format!(
         "# {}",
-        resolved(&arguments, &found.kernel, &initrds, &networks)
+        resolved(&arguments, &found.kernel, &initrds, &networks, &shares)
     ));
     // Before the images are read, so that passt starts meanwhile.
     let cards = Cards::open(&networks)?;
@@ -146,6 +164,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     for (index, disk) in arguments.disks().enumerate() {
         devices.push(disk.open(index)?);
     }
+    devices.extend(share::open(&shares)?);
     let hypervisor = Kvm::open(&super::kvm_path())?;
     let trace =
         match &arguments.trace {
@@ -206,6 +225,7 @@ fn resolved(
     kernel: &std::path::Path,
     initrds: &[PathBuf],
     networks: &[Network],
+    shares: &[Share],
 ) -> String {
     let mut words = vec!["sarang".to_owned(), "run".to_owned()];
     let mut flag = |flag: &str, value: &str| {
@@ -229,6 +249,9 @@ fn resolved(
     }
     if let Some(balloon) = &arguments.balloon {
         flag("--balloon", balloon.text());
+    }
+    for share in shares {
+        flag("--share", &share.to_string());
     }
     for append in &arguments.append {
         flag("-p", append);
@@ -292,7 +315,13 @@ mod tests {
         ])
         .unwrap();
         let networks = net::resolve(&line.run.net, &line.run.name).unwrap();
-        let shown = resolved(&line.run, std::path::Path::new("vmlinux"), &[], &networks);
+        let shown = resolved(
+            &line.run,
+            std::path::Path::new("vmlinux"),
+            &[],
+            &networks,
+            &[],
+        );
         let first = crate::virtio::dev::net::Mac::of("vm", 0);
         assert_eq!(
             shown,

@@ -31,6 +31,30 @@ fn a_disk_that_cannot_be_used_is_named_with_what_to_do() {
 }
 
 #[test]
+fn a_directory_that_cannot_be_shared_is_named_with_what_to_do() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = scratch.path().join("hello.elf");
+    fs::write(&kernel, hello()).unwrap();
+    let kernel_path = kernel.to_str().unwrap();
+    for (value, words) in [
+        ("/nonexistent", "there is no directory /nonexistent"),
+        (kernel_path, "is not a directory"),
+    ] {
+        refused(&kernel, &["--share", value], words);
+    }
+    let (code, stderr) = run(&[
+        "-k",
+        kernel_path,
+        "--share",
+        "/a/src",
+        "--share",
+        "/b/src,ro",
+    ]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("the tag `src`"), "{stderr}");
+}
+
+#[test]
 fn an_image_that_another_machine_writes_is_in_use() {
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
@@ -70,6 +94,7 @@ fn without_privileges_devices_say_what_is_missing() {
 
     if rustix::process::geteuid().is_root() {
         cases.push(("--disk", path("mine.img"), "no permission"));
+        cases.push(("--share", path("mine"), "permission"));
     }
     for (flag, value, words) in cases {
         let (code, stderr) = here.run(&[], &[flag, &value]);
@@ -97,6 +122,9 @@ fn options_that_make_no_sense_end_with_code_two() {
         ("--disk", "a.img,queues=99"),
         ("--disk", "a.img,bw=much"),
         ("--root-disk", "a.img,ro,ro"),
+        ("--share", "dir,rw"),
+        ("--share", "dir,tag="),
+        ("--balloon", "much"),
         ("--net", "bridge"),
         ("--net", "tap"),
         ("--net", "user,hostfwd=22"),

@@ -45,6 +45,41 @@ fn a_program_is_built_on_a_shared_directory(kernel: Kernel) {
     assert_eq!(fs::read_to_string(path("sub/file")).unwrap(), "text\n");
 }
 
+#[test]
+#[ignore = "needs a full KVM"]
+fn shared_directories_are_mounted_read_and_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (work, data) = (scratch.path().join("work"), scratch.path().join("data"));
+    for directory in [&work, &data] {
+        fs::create_dir(directory).unwrap();
+        fs::write(directory.join("greeting"), "from the host\n").unwrap();
+    }
+    let script = "mkdir /work /data; mount -t virtiofs work /work; mount -t virtiofs d /data
+        cat /work/greeting; touch /data/new || echo refused=$(cat /data/greeting)
+        head -c 10000000 /dev/urandom >/work/random; sum=$(sha256sum </work/random)
+        mkdir /work/many; for i in $(seq 200); do echo $i >/work/many/$i; done
+        ln -s ../many /work/many/link; mkfifo /work/fifo; echo through >/work/fifo & cat /work/fifo
+        umount /work; echo 3 >/proc/sys/vm/drop_caches; mount -t virtiofs work /work
+        [ \"$sum\" = \"$(sha256sum </work/random)\" ] && echo same=yes
+        echo files=$(ls /work/many | wc -l); rm -r /work/many; echo done >/work/result";
+    let text = Guest::new(Kernel::Small, script)
+        .flags(&["-c", "2", "--share", work.to_str().unwrap()])
+        .flags(&["--share", &format!("{},tag=d,ro", data.display())])
+        .output();
+    for words in [
+        "from the host",
+        "refused=from the host",
+        "through",
+        "same=yes",
+        "files=201",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert_eq!(fs::read_to_string(work.join("result")).unwrap(), "done\n");
+    assert_eq!(fs::read(work.join("random")).unwrap().len(), 10_000_000);
+    assert!(!work.join("many").exists() && !data.join("new").exists());
+}
+
 fn vsock_connects_both_ways(kernel: Kernel) {
     let script = r#"mount_host
         cat >/host/tmp/vsock.py <<'END'

@@ -1,0 +1,89 @@
+//! Requests that read directories.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
+use rustix::io::Errno;
+
+use super::server::{Call, Server, find, status};
+use super::session::lock;
+use super::wire::{DATA_MAX, DirEntry, ENTRY_LEN, OPEN_LEN, dirent_len};
+
+/// Bytes of directory entries that are asked of the host at once: at least what the longest name needs, and no more than is
+/// used.
+const HOST_MIN: usize = 1 << 10;
+const HOST_MAX: usize = 64 << 10;
+
+impl Server {
+    /// OPENDIR: flags, which mean nothing for a directory.
+    pub(super) fn opendir(&self, call: Call<'_>) -> Result<(), Errno> {
+        call.answer.needs(OPEN_LEN)?;
+        let node = call.node()?;
+        if node.kind != FileType::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        let fd = self.reopen(call.session, &node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let handle = call.session.keep(call.number, fd, node.kind)?;
+        call.answer.open_out(handle, 0)
+    }
+
+    /// READDIR and READDIRPLUS: handle, offset, size, and more. With `plus`, each entry is looked up as well.
+    pub(super) fn readdir(&self, mut call: Call<'_>, plus: bool) -> Result<(), Errno> {
+        let handle = call.body.u64()?;
+        let offset = call.body.u64()?;
+        let size = call.body.u32()?.min(DATA_MAX) as usize;
+        let directory = call
+            .session
+            .handle(handle, call.number, FileType::Directory)?;
+        let enough = if plus { size / 4 } else { size };
+        let mut buffer = Vec::with_capacity(enough.clamp(HOST_MIN, HOST_MAX));
+        let position = lock(&directory.position);
+        seek(&*directory, SeekFrom::Start(offset))?;
+        let mut entries = RawDir::new(&*directory, buffer.spare_capacity_mut());
+        let mut left = size.min(call.answer.left());
+        let mut empty = true;
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // What has been found before is told; the next request meets the error.
+                Err(_) if !empty => break,
+                Err(error) => return Err(error),
+            };
+            let name = entry.file_name();
+            let len = dirent_len(name.to_bytes()) + if plus { ENTRY_LEN } else { 0 };
+            if len > left {
+                if empty {
+                    return Err(Errno::INVAL);
+                }
+                break;
+            }
+            left -= len;
+            empty = false;
+            let itself = matches!(name.to_bytes(), b"." | b"..");
+            if plus {
+                let found = match itself {
+                    true => None,
+                    false => find(call.session, directory.as_fd(), name).ok(),
+                };
+                match found {
+                    Some((number, stat)) => call.answer.entry(number, &stat)?,
+                    // Without a node the guest looks the name up when it needs to.
+                    None => call.answer.zeroes(ENTRY_LEN)?,
+                }
+            }
+            // What is above the shared directory is not told.
+            let ino = match name.to_bytes() {
+                b".." if call.number == super::wire::ROOT => status(directory.as_fd())?.stx_ino,
+                _ => entry.ino(),
+            };
+            call.answer.dirent(&DirEntry {
+                ino,
+                next: entry.next_entry_cookie(),
+                kind: entry.file_type(),
+                name: name.to_bytes(),
+            })?;
+        }
+        drop(position);
+        Ok(())
+    }
+}
