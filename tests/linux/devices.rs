@@ -137,7 +137,7 @@ END
 
 fn the_balloon_gives_memory_back(kernel: Kernel) {
     let script = "mount -t tmpfs -o size=90% none /root
-        head -c 150M /dev/zero >/root/file; echo memory is full
+        head -c 150m /dev/zero >/root/file; echo memory is full
         rm /root/file; echo memory is free
         read line";
     let mut guest = Guest::new(kernel, script)

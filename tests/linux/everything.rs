@@ -25,7 +25,7 @@ const SCRIPT: &str = r#"
     }
     same() { [ "$(sha256sum <"$1")" = "$(sha256sum <"$2")" ]; }
     disk() {
-        head -c 4M /dev/urandom >/tmp/$1.in && cp /tmp/$1.in /disk/$1/file && sync
+        head -c 4m /dev/urandom >/tmp/$1.in && cp /tmp/$1.in /disk/$1/file && sync
         echo 1 >/proc/sys/vm/drop_caches
         same /tmp/$1.in /disk/$1/file
     }

@@ -1,6 +1,8 @@
 //! Requests that read directories.
 
-use std::os::fd::AsFd;
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
@@ -13,6 +15,50 @@ use super::wire::{DATA_MAX, DirEntry, ENTRY_LEN, OPEN_LEN, dirent_len};
 /// used.
 const HOST_MIN: usize = 1 << 10;
 const HOST_MAX: usize = 64 << 10;
+
+/// An entry of a directory, as the host has given it.
+#[derive(Debug)]
+struct Found {
+    name: CString,
+    ino: u64,
+    kind: FileType,
+    /// The position behind it.
+    next: u64,
+}
+
+/// How far an open directory has been listed.
+///
+/// A guest that asks for what follows gets it without the host's position being set anew: in some file systems (tmpfs, for
+/// one) a position is a count of the entries before it, and whoever removes what he has seen, as `rm -r` does, would skip
+/// others.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// The position behind the last entry that the guest was told.
+    told: u64,
+    /// What the host has given beyond that.
+    ahead: VecDeque<Found>,
+}
+
+impl Listing {
+    /// Reads about `enough` bytes of entries from where the host is. None are left when the directory ends.
+    fn read(&mut self, directory: BorrowedFd<'_>, enough: usize) -> Result<(), Errno> {
+        let mut buffer = Vec::with_capacity(enough);
+        let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            self.ahead.push_back(Found {
+                name: entry.file_name().to_owned(),
+                ino: entry.ino(),
+                kind: entry.file_type(),
+                next: entry.next_entry_cookie(),
+            });
+            if entries.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Server {
     /// OPENDIR: flags, which mean nothing for a directory.
@@ -36,20 +82,29 @@ impl Server {
             .session
             .handle(handle, call.number, FileType::Directory)?;
         let enough = if plus { size / 4 } else { size };
-        let mut buffer = Vec::with_capacity(enough.clamp(HOST_MIN, HOST_MAX));
-        let position = lock(&directory.position);
-        seek(&*directory, SeekFrom::Start(offset))?;
-        let mut entries = RawDir::new(&*directory, buffer.spare_capacity_mut());
+        let enough = enough.clamp(HOST_MIN, HOST_MAX);
+        let mut listing = lock(&directory.listing);
+        if offset == 0 || offset != listing.told {
+            seek(&*directory, SeekFrom::Start(offset))?;
+            listing.ahead.clear();
+            listing.told = offset;
+        }
         let mut left = size.min(call.answer.left());
         let mut empty = true;
-        while let Some(entry) = entries.next() {
-            let entry = match entry {
-                Ok(entry) => entry,
+        loop {
+            if listing.ahead.is_empty()
+                && let Err(error) = listing.read(directory.as_fd(), enough)
+            {
                 // What has been found before is told; the next request meets the error.
-                Err(_) if !empty => break,
-                Err(error) => return Err(error),
+                if empty {
+                    return Err(error);
+                }
+                break;
+            }
+            let Some(entry) = listing.ahead.front() else {
+                break;
             };
-            let name = entry.file_name();
+            let name = entry.name.as_c_str();
             let len = dirent_len(name.to_bytes()) + if plus { ENTRY_LEN } else { 0 };
             if len > left {
                 if empty {
@@ -74,16 +129,17 @@ impl Server {
             // What is above the shared directory is not told.
             let ino = match name.to_bytes() {
                 b".." if call.number == super::wire::ROOT => status(directory.as_fd())?.stx_ino,
-                _ => entry.ino(),
+                _ => entry.ino,
             };
             call.answer.dirent(&DirEntry {
                 ino,
-                next: entry.next_entry_cookie(),
-                kind: entry.file_type(),
+                next: entry.next,
+                kind: entry.kind,
                 name: name.to_bytes(),
             })?;
+            listing.told = entry.next;
+            listing.ahead.pop_front();
         }
-        drop(position);
         Ok(())
     }
 }

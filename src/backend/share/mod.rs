@@ -185,7 +185,7 @@ mod tests {
         let fd = rustix::io::dup(old.root()).unwrap();
         let handle = old.keep(wire::ROOT, fd, FileType::Directory).unwrap();
         let directory = old.handle(handle, wire::ROOT, FileType::Directory).unwrap();
-        let stuck = session::lock(&directory.position);
+        let stuck = session::lock(&directory.listing);
         share.submit(
             1,
             message(wire::opcode::READDIR, &[handle, 0, 4096, 0, 0]),

@@ -16,6 +16,7 @@ use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
 
 use super::descriptor::{Budget, Descriptor};
+use super::directories::Listing;
 use super::wire::ROOT;
 
 /// By what the host knows a file: device, inode, and mount, since one file can be mounted in two places.
@@ -71,8 +72,8 @@ pub(super) struct Handle {
     node: u64,
     descriptor: Descriptor,
     pub kind: FileType,
-    /// Held while the position of a directory is set and used.
-    pub position: Mutex<()>,
+    /// How far a directory has been listed. Held while it is read.
+    pub listing: Mutex<Listing>,
 }
 
 impl AsFd for Handle {
@@ -229,7 +230,7 @@ impl Session {
             node,
             descriptor: self.budget.hold(fd)?,
             kind,
-            position: Mutex::new(()),
+            listing: Mutex::default(),
         };
         let mut handles = lock(&self.handles);
         handles.last = handles.last.saturating_add(1);

@@ -295,6 +295,9 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) {
+        // A driver starts with an empty balloon. After a reset it still has what the last one left in it, for the report: a
+        // guest that powers off resets its devices first.
+        self.shared.set_actual_pages(0);
         self.queues = activation.queues;
         self.ram = Some(activation.ram);
         self.interrupt = Some(activation.interrupt);
@@ -348,8 +351,6 @@ impl VirtioDevice for Balloon {
         self.queues.clear();
         (self.ram, self.interrupt, self.kept) = (None, None, None);
         self.features = 0;
-        // The driver starts with an empty balloon.
-        self.shared.set_actual_pages(0);
     }
 
     fn save(&self) -> SavedState {

@@ -128,6 +128,12 @@ fn the_target_is_in_the_configuration_and_a_change_is_told() {
     assert_eq!(word(&device, 0), u32::MAX);
     assert_eq!(handle.report().actual_mib, 0);
     device.reset();
+    assert_eq!(
+        word(&device, 4),
+        200,
+        "what a guest that powers off had given up"
+    );
+    Driver::start(&mut device, ALL);
     assert_eq!(word(&device, 4), 0);
 }
 

@@ -125,7 +125,10 @@ struct Rig {
 
 impl Rig {
     fn unmounted(read_only: bool, budget: usize) -> Rig {
-        let scratch = tempfile::tempdir().unwrap();
+        Rig::sharing(tempfile::tempdir().unwrap(), read_only, budget)
+    }
+
+    fn sharing(scratch: tempfile::TempDir, read_only: bool, budget: usize) -> Rig {
         let path = scratch.path().join("shared");
         fs::create_dir(&path).unwrap();
         let budget = Budget::new(budget);

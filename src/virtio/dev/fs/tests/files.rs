@@ -240,6 +240,29 @@ fn directories_are_read_in_pieces_with_or_without_attributes() {
 }
 
 #[test]
+fn a_directory_can_be_emptied_while_it_is_read() {
+    // A tmpfs, where a position counts the entries that are before it at the time.
+    let mut rig = Rig::sharing(tempfile::tempdir_in("/dev/shm").unwrap(), false, 1000);
+    rig.mount();
+    for number in 0..300 {
+        rig.write_file(&format!("file-{number:03}"), b"");
+    }
+    let handle = u64_at(&rig.ask(OPENDIR, ROOT, &[&[0; 8]]).unwrap(), 0);
+    let mut offset = 0_u64;
+    loop {
+        let body = bytes!(handle, offset, 2000_u32, 0_u32, 0_u64, 0_u32, 0_u32);
+        let answer = rig.ask(READDIRPLUS, ROOT, &[&body]).unwrap();
+        let entries = entries(&answer, true);
+        let Some(last) = entries.last() else { break };
+        offset = last.2;
+        for entry in entries.iter().filter(|entry| entry.4.starts_with("file")) {
+            rig.ask(UNLINK, ROOT, &[&name(&entry.4)]).unwrap();
+        }
+    }
+    assert_eq!(fs::read_dir(&rig.path).unwrap().count(), 0);
+}
+
+#[test]
 fn extended_attributes_pass_through() {
     let mut rig = Rig::new();
     rig.write_file("a", b"");
