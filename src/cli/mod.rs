@@ -3,6 +3,7 @@
 //! One table of flags, the clap structs here and in the verbs' files, makes the parser, the help, the completions
 //! and the man page.
 
+mod console;
 mod disk;
 mod doctor;
 mod kernels;
@@ -159,6 +160,7 @@ mod tests {
             ("-c", "100000", "1 to 64"),
             ("--timeout", "soon", "is not a time"),
             ("--console", "tv", "off, stdio, pty or file=PATH"),
+            ("--console", "virtio,tv", "off, stdio, pty or file=PATH"),
             ("--net", "bridge", "tap=NAME, user or none"),
             ("--net", "user,hostfwd=22", "two TCP ports"),
             ("--disk", "a.img,rw", "--disk does not know `rw`"),

@@ -64,6 +64,88 @@ fn a_reset_after_a_panic_message_is_the_panic() {
     assert_eq!(outcome(script), Outcome::Panicked { message });
 }
 
+/// A character by a virtio console's emergency register, at the machine's first window (virtio 1.3 §4.2.2, §5.3.4).
+fn cried(text: &str) -> Vec<Step> {
+    text.bytes()
+        .map(|byte| Step::Write(board::VIRTIO_BASE + 0x100 + 8, vec![byte, 0, 0, 0]))
+        .collect()
+}
+
+#[test]
+fn a_panic_is_seen_on_a_virtio_console_and_on_the_serial_port_beside_it() {
+    for print in [printed, cried] {
+        let mut script = print("[ 1.0] Kernel panic - not syncing: out of ideas\r\n");
+        script.push(Step::Out(board::PM + 2, vec![1]));
+        let spec = Spec {
+            console: ConsoleDevice::Virtio,
+            ..spec()
+        };
+        let (report, _) = run(script, spec);
+        let message = Some("out of ideas".to_owned());
+        assert_eq!(report.outcome, Outcome::Panicked { message });
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(json.contains(r#""console":"virtio""#), "{json}");
+    }
+}
+
+#[test]
+fn a_virtio_console_and_the_ports_are_the_first_devices_and_their_names_differ() {
+    let (port, end) = Port::channel("agent").unwrap();
+    for (console, ports, expected) in [
+        (ConsoleDevice::Serial, 0, [0, 0]),
+        (ConsoleDevice::Virtio, 0, [3, 0]),
+        (ConsoleDevice::Serial, 1, [3, 0]),
+        (ConsoleDevice::Virtio, 1, [3, 3]),
+    ] {
+        // DeviceID of the first two windows (virtio 1.3 §4.2.2).
+        let mut script: Vec<Step> = [0, 0x1000]
+            .map(|window| Step::Read(board::VIRTIO_BASE + window + 8, 4))
+            .into();
+        script.push(Step::Shutdown);
+        let spec = Spec {
+            console,
+            ports: vec![Arc::clone(&port); ports],
+            ..spec()
+        };
+        let (_, transcript) = run(script, spec);
+        let ids: Vec<u32> = transcript
+            .answers()
+            .iter()
+            .map(|bytes| u32::from_le_bytes(bytes[..4].try_into().unwrap()))
+            .map(|id| if id == u32::MAX { 0 } else { id })
+            .collect();
+        assert_eq!(ids, expected, "{console:?}, {ports}");
+    }
+    drop(end);
+    let spec = Spec {
+        ports: vec![Arc::clone(&port), port],
+        ..spec()
+    };
+    let console = Console::open(&Kind::Off).unwrap();
+    let host = FakeHypervisor::new(vec![]);
+    let error = Machine::new(&host, spec, console).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "two ports are called `agent`, and each needs a name of its own"
+    );
+}
+
+#[test]
+fn what_is_printed_by_both_devices_of_a_virtio_console_goes_to_one_place() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut script = printed("early ");
+    script.extend(cried("late"));
+    script.push(Step::Shutdown);
+    let spec = Spec {
+        console: ConsoleDevice::Virtio,
+        ..spec()
+    };
+    let console = Console::over(None, Some(writer.into())).unwrap();
+    let machine = Machine::new(&FakeHypervisor::new(script), spec, console).unwrap();
+    machine.run().unwrap();
+    assert_eq!(io::read_to_string(reader).unwrap(), "early late");
+}
+
 #[test]
 fn a_guest_that_waits_for_ever_meets_its_time_limit() {
     let spec = Spec {

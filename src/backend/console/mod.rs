@@ -1,6 +1,6 @@
-//! The console: the host's end of the guest's serial line.
+//! The console: the host's end of the guest's serial line, or of its virtio console.
 //!
-//! Output moves from the serial port into a queue, on a vCPU thread; from the queue to a terminal, a
+//! Output moves from the device into a queue, for the serial port on a vCPU thread; from the queue to a terminal, a
 //! pipe or a file, on the event loop, never waiting for whoever reads there. A slow reader fills the
 //! queue, and then the guest finds its transmitter busy: the back pressure of a real serial line,
 //! felt by the guest alone. Input goes the other way, and the host is read only while the guest has
@@ -27,6 +27,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::termios::isatty;
 
+use super::port::Size;
 use super::{ByteQueue, SerialEnd};
 use crate::worker::{EventLoop, Interest, Token};
 use escape::{Escape, Typed};
@@ -113,6 +114,22 @@ struct Output {
     observer: Option<Observer>,
     /// Our own words to the terminal, ahead of the guest's.
     notice: Vec<u8>,
+}
+
+/// The terminal that output goes to.
+#[derive(Clone, Debug)]
+pub struct Display(Arc<OwnedFd>);
+
+impl Display {
+    /// Its size as things stand; 0 by 0 when it does not say.
+    pub fn size(&self) -> Size {
+        rustix::termios::tcgetwinsize(&self.0)
+            .map(|size| Size {
+                columns: size.ws_col,
+                rows: size.ws_row,
+            })
+            .unwrap_or_default()
+    }
 }
 
 /// What a turn of writing left behind.
@@ -212,6 +229,12 @@ impl Console {
             terminal: None,
             output: Arc::new(Mutex::new(output)),
         })
+    }
+
+    /// The terminal that output goes to, if it goes to one: standard output's, or a pseudo-terminal.
+    pub fn display(&self) -> Option<Display> {
+        let fd = lock(&self.output).sink.as_ref().map(Sink::fd)?;
+        isatty(&fd).then_some(Display(fd))
     }
 
     /// The queue that the serial port prints into.
