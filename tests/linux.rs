@@ -229,6 +229,39 @@ fn commands_piped_to_the_shell_are_run() {
     assert_eq!(output.status.code(), Some(0));
 }
 
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_virtio_console_has_what_was_printed_before_it_was_there_and_after() {
+    let kernel = asset("SARANG_GUEST_KERNEL");
+    let script = "echo consoles=$(cat /proc/consoles | cut -d ' ' -f 1) end
+        echo tty=$(cat /sys/class/tty/console/active)";
+    let (code, text) = boot(
+        &kernel,
+        script,
+        &["--console", "virtio", "-p", "loglevel=7"],
+    );
+    assert_eq!(code, Some(0));
+    // The kernel's first line, which only the serial port can have had, and what a program printed to /dev/console.
+    for expected in ["Linux version", "consoles=hvc0 end", "tty=hvc0"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_kernel_panic_on_a_virtio_console_ends_the_run_as_such() {
+    let flags = ["--json", "--console", "virtio,off"];
+    let script = "echo c > /proc/sysrq-trigger";
+    for kernel in ["SARANG_KERNEL_61", "SARANG_GUEST_KERNEL"] {
+        let (code, json) = boot(&asset(kernel), script, &flags);
+        assert_eq!(code, Some(80), "{kernel}");
+        assert!(
+            json.contains("\"panicked\"") && json.contains("sysrq"),
+            "{json}"
+        );
+    }
+}
+
 /// Runs `setup` and then the binary in a network namespace of its own.
 fn in_a_network(setup: &str) -> Command {
     let mut command = Command::new("unshare");

@@ -147,6 +147,58 @@ fn what_is_printed_by_both_devices_of_a_virtio_console_goes_to_one_place() {
 }
 
 #[test]
+fn a_virtio_console_has_the_size_of_its_terminal_and_follows_it() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use vmm_sys_util::signal::Killable;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let resize = |columns, rows| {
+        let size = rustix::termios::Winsize {
+            ws_col: columns,
+            ws_row: rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&master, size).unwrap();
+    };
+    resize(80, 25);
+    let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
+    let (started, ready) = std::sync::mpsc::channel();
+    // A thread of its own, which the signal can be sent to: it is blocked there and nowhere else.
+    let thread = std::thread::spawn(move || {
+        let console = Console::over(None, Some(terminal)).unwrap();
+        let spec = Spec {
+            console: ConsoleDevice::Virtio,
+            ..spec()
+        };
+        let mut machine = Machine::new(&FakeHypervisor::new(vec![]), spec, console).unwrap();
+        machine.follow_terminal().unwrap();
+        let port = machine.console_port.clone().unwrap();
+        started.send((machine.handle(), port)).unwrap();
+        machine.run().unwrap();
+    });
+    let (handle, port) = ready.recv().unwrap();
+    let size = |columns, rows| port::Size { columns, rows };
+    assert_eq!(port.size(), size(80, 25));
+    port.acknowledge();
+    resize(132, 43);
+    thread.kill(libc::SIGWINCH).unwrap();
+    let bell = port.bell();
+    let limit = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    let mut fds = [PollFd::new(&bell, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
+    assert_eq!(port.size(), size(132, 43));
+    handle.stop(StoppedBy::Terminate);
+    thread.join().unwrap();
+}
+
+#[test]
 fn a_guest_that_waits_for_ever_meets_its_time_limit() {
     let spec = Spec {
         timeout: Some(Duration::from_millis(20)),
