@@ -249,14 +249,15 @@ fn a_virtio_console_has_what_was_printed_before_it_was_there_and_after() {
 
 #[test]
 #[ignore = "needs a full KVM"]
-fn a_kernel_panic_on_a_virtio_console_ends_the_run_as_such() {
+fn a_kernel_panic_ends_the_run_as_such_whether_or_not_there_is_a_virtio_console_yet() {
     let flags = ["--json", "--console", "virtio,off"];
     let script = "echo c > /proc/sysrq-trigger";
-    for kernel in ["SARANG_KERNEL_61", "SARANG_GUEST_KERNEL"] {
+    // Debian's kernel has the driver in a module, which this initrd does not bring.
+    for (kernel, message) in [("SARANG_GUEST_KERNEL", "sysrq"), ("SARANG_KERNEL_61", "")] {
         let (code, json) = boot(&asset(kernel), script, &flags);
         assert_eq!(code, Some(80), "{kernel}");
         assert!(
-            json.contains("\"panicked\"") && json.contains("sysrq"),
+            json.contains("\"panicked\"") && json.contains(message),
             "{json}"
         );
     }

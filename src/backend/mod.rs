@@ -4,9 +4,9 @@
 //! meet in a queue: [`ByteQueue`] for the serial port and the [`console`] behind it, and for a [`port`]. The device's
 //! half never waits (the serial port's runs on vCPU threads); the backend's half runs on the event loop.
 //!
-//! A virtio device runs on the event loop altogether, so its backend mostly needs no queue of bytes: [`net`] moves frames when it
-//! is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor. [`rate`] says how
-//! much of it a guest may have.
+//! A virtio device runs on the event loop altogether, so its backend mostly needs no queue of bytes: [`net`] moves
+//! frames when it is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor.
+//! [`rate`] says how much of it a guest may have.
 
 mod byte_queue;
 pub mod console;

@@ -23,10 +23,10 @@
 //!
 //! * What the guest writes while the end is closed is discarded. While it is open and nobody reads, [`CAPACITY`] bytes
 //!   wait here, and then the guest's writers wait.
-//! * What is written here waits, [`CAPACITY`] bytes of it, until the guest has opened its side; and what the guest leaves
-//!   unread when it closes waits until it opens again.
-//! * When the end is closed, the guest reads what has been written before, and then the end of the file. A guest that has
-//!   not come so far when the end is opened again sees no end.
+//! * What is written here waits, [`CAPACITY`] bytes of it, until the guest has opened its side; and what the guest
+//!   leaves unread when it closes waits until it opens again.
+//! * When the end is closed, the guest reads what has been written before, and then the end of the file. A guest that
+//!   has not come so far when the end is opened again sees no end.
 //! * When the guest closes its side, [`PortEnd::is_guest_open`] says so only after the last byte has come in.
 
 use std::io;
@@ -101,8 +101,8 @@ impl Port {
         Ok((Arc::clone(&port), PortEnd(port)))
     }
 
-    /// The guest's side of a [`Console`](super::console::Console), which is always open. The console calls it when there
-    /// is news.
+    /// The guest's side of a [`Console`](super::console::Console), which is always open. The console calls it when
+    /// there is news.
     ///
     /// # Errors
     /// When the host has no file descriptors left.
@@ -144,8 +144,8 @@ impl Port {
         &self.input
     }
 
-    /// An eventfd that wakes the device: there is input, there is room for output, the host has opened or closed its side,
-    /// or the terminal has another size.
+    /// An eventfd that wakes the device: there is input, there is room for output, the host has opened or closed its
+    /// side, or the terminal has another size.
     pub fn bell(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.bell)
     }
@@ -256,8 +256,8 @@ impl PortEnd {
         count
     }
 
-    /// An eventfd, signalled when bytes have come in since the last [`PortEnd::read`] or [`PortEnd::peek`], and when the
-    /// guest opens or closes its side.
+    /// An eventfd, signalled when bytes have come in since the last [`PortEnd::read`] or [`PortEnd::peek`], and when
+    /// the guest opens or closes its side.
     pub fn readable(&self) -> Arc<OwnedFd> {
         self.0.output.event()
     }
@@ -267,7 +267,8 @@ impl PortEnd {
         self.0.output.acknowledge();
     }
 
-    /// An eventfd, signalled when there is room again after there was none, and when the guest opens or closes its side.
+    /// An eventfd, signalled when there is room again after there was none, and when the guest opens or closes its
+    /// side.
     pub fn writable(&self) -> Arc<OwnedFd> {
         self.0.input.event()
     }

@@ -16,8 +16,8 @@ pub(super) struct Flag {
 pub(super) const DEFAULT: &str = "stdio";
 
 impl Flag {
-    /// What the kernel is told of its console. A kernel that has no virtio console yet, or never finds one, prints to COM1
-    /// until it has: or else a panic at that time could not be told from a reboot.
+    /// What the kernel is told of its console. A kernel that has no virtio console yet, or never finds one, prints to
+    /// COM1 until it has: or else a panic at that time could not be told from a reboot.
     pub(super) fn kernel_words(&self) -> &'static str {
         match self.device {
             ConsoleDevice::Serial => "console=ttyS0",

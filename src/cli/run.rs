@@ -87,7 +87,8 @@ pub(super) struct Arguments {
     /// End the run with code 124 after this long: 500ms, 30s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = quantity::time)]
     timeout: Option<Duration>,
-    /// Where the console goes: off, stdio, pty or file=PATH; after `virtio,` a virtio console, not a serial one. See below
+    /// Where the console goes: off, stdio, pty or file=PATH; after `virtio,` a virtio console, not a serial one. See
+    /// below
     #[arg(long, value_name = "[virtio,]WHERE", default_value = console::DEFAULT, value_parser = console::parse)]
     console: console::Flag,
     /// Network card: user[,hostfwd=HOST:GUEST], tap=NAME or none; see below. Several make several cards

@@ -77,8 +77,8 @@ pub enum ConsoleDevice {
     /// COM1, `ttyS0` in Linux: there from the first instruction on, a byte at a time.
     #[default]
     Serial,
-    /// A virtio device, `hvc0` in Linux, fast and aware of the terminal's size. What COM1 prints goes to the same place;
-    /// what is typed does not go to COM1.
+    /// A virtio device, `hvc0` in Linux, fast and aware of the terminal's size. What COM1 prints goes to the same
+    /// place; what is typed does not go to COM1.
     Virtio,
 }
 
@@ -338,8 +338,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets a virtio console have the size of the terminal it is on, now and whenever SIGWINCH says that it has changed.
-    /// To be called before other threads are started, as these inherit which signals are blocked.
+    /// Lets a virtio console have the size of the terminal it is on, now and whenever SIGWINCH says that it has
+    /// changed. To be called before other threads are started, as these inherit which signals are blocked.
     ///
     /// # Errors
     /// When the host gives no signalfd.

@@ -1,8 +1,8 @@
 //! What the console and the ports are connected to in a machine.
 //!
-//! The console is a wire with one end on the host. The guest's end is COM1, or the first port of a virtio device. In the
-//! second case COM1 is still there, and what it prints goes down the same wire: a kernel has nothing else to print to before
-//! it finds its virtio devices. What is typed goes to the virtio device alone.
+//! The console is a wire with one end on the host. The guest's end is COM1, or the first port of a virtio device. In
+//! the second case COM1 is still there, and what it prints goes down the same wire: a kernel has nothing else to print
+//! to before it finds its virtio devices. What is typed goes to the virtio device alone.
 
 use std::sync::Arc;
 

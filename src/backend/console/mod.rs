@@ -14,6 +14,7 @@ mod host;
 mod terminal;
 
 pub use escape::Key;
+pub use host::Display;
 pub use terminal::{RawTerminal, restore_terminal};
 
 use std::collections::VecDeque;
@@ -27,7 +28,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::termios::isatty;
 
-use super::port::Size;
 use super::{ByteQueue, SerialEnd};
 use crate::worker::{EventLoop, Interest, Token};
 use escape::{Escape, Typed};
@@ -114,22 +114,6 @@ struct Output {
     observer: Option<Observer>,
     /// Our own words to the terminal, ahead of the guest's.
     notice: Vec<u8>,
-}
-
-/// The terminal that output goes to.
-#[derive(Clone, Debug)]
-pub struct Display(Arc<OwnedFd>);
-
-impl Display {
-    /// Its size as things stand; 0 by 0 when it does not say.
-    pub fn size(&self) -> Size {
-        rustix::termios::tcgetwinsize(&self.0)
-            .map(|size| Size {
-                columns: size.ws_col,
-                rows: size.ws_row,
-            })
-            .unwrap_or_default()
-    }
 }
 
 /// What a turn of writing left behind.
@@ -234,7 +218,7 @@ impl Console {
     /// The terminal that output goes to, if it goes to one: standard output's, or a pseudo-terminal.
     pub fn display(&self) -> Option<Display> {
         let fd = lock(&self.output).sink.as_ref().map(Sink::fd)?;
-        isatty(&fd).then_some(Display(fd))
+        isatty(&fd).then_some(Display::new(fd))
     }
 
     /// The queue that the serial port prints into.

@@ -10,9 +10,9 @@
 //! | PORT_NAME | device | the port is called so |
 //! | PORT_OPEN | both | my side is open, or closed |
 //!
-//! A driver that gives no buffers for messages, or sends a million, must not make a list of them grow. So there is no list:
-//! for each port there is what the driver *has been told* and what *is*, and a message is made of the difference when a
-//! buffer for it comes.
+//! A driver that gives no buffers for messages, or sends a million, must not make a list of them grow. So there is no
+//! list: for each port there is what the driver *has been told* and what *is*, and a message is made of the difference
+//! when a buffer for it comes.
 
 use serde::{Deserialize, Serialize};
 
@@ -113,8 +113,8 @@ impl PortControl {
         }
     }
 
-    /// The driver says something about this port. What is out of place is ignored: a driver that wakes from hibernation,
-    /// for one, says PORT_READY for ports that it remembers, and it is right.
+    /// The driver says something about this port. What is out of place is ignored: a driver that wakes from
+    /// hibernation, for one, says PORT_READY for ports that it remembers, and it is right.
     pub(super) fn hear(&mut self, message: Message) {
         match (message.event, self.stage) {
             (PORT_READY, Stage::Ready) => {}

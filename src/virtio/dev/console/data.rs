@@ -49,8 +49,8 @@ pub(super) fn receive(
     queue.notify()
 }
 
-/// Moves what the driver sends to the host, as far as there is room. `done` counts the bytes of the first request on the
-/// queue that have been moved before. `true` when nothing is left on the queue.
+/// Moves what the driver sends to the host, as far as there is room. `done` counts the bytes of the first request on
+/// the queue that have been moved before. `true` when nothing is left on the queue.
 pub(super) fn transmit(
     queue: &mut VirtQueue,
     output: &ByteQueue,

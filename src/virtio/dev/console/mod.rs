@@ -1,17 +1,18 @@
 //! Consoles and channels (virtio 1.3 §5.3).
 //!
-//! A device of this kind has *ports*, each a pair of queues through which bytes flow: the driver posts empty buffers to
-//! receive into, and full ones to be sent. The first port may be a console, where Linux puts `hvc0`; it takes a line at a
-//! time where a serial port takes a byte. The others are channels with a name, `/dev/virtio-ports/NAME`, between
-//! programs of the guest and of this process (see [`crate::backend::port`]).
+//! A device of this kind has *ports*, each a pair of queues through which bytes flow: the driver posts empty buffers
+//! to receive into, and full ones to be sent. The first port may be a console, where Linux puts `hvc0`; it takes a
+//! line at a time where a serial port takes a byte. The others are channels with a name, `/dev/virtio-ports/NAME`,
+//! between programs of the guest and of this process (see [`crate::backend::port`]).
 //!
-//! With MULTIPORT a pair of control queues tells the driver which ports there are, and both sides when the other opens or
-//! closes one; `control` has that protocol and `data` moves the bytes. Without it there is the first port alone, which is
-//! always open. A device with nothing but a console does not offer MULTIPORT, since there is nothing to negotiate; and since
-//! Linux has read the two halves of a RESIZE message in either order in its time, but those of the configuration space never.
+//! With MULTIPORT a pair of control queues tells the driver which ports there are, and both sides when the other opens
+//! or closes one; `control` has that protocol and `data` moves the bytes. Without it there is the first port alone,
+//! which is always open. A device with nothing but a console does not offer MULTIPORT, since there is nothing to
+//! negotiate; and since Linux has read the two halves of a RESIZE message in either order in its time, but those of
+//! the configuration space never.
 //!
-//! Snapshots keep what the driver and the device know of each other. Bytes that have left the queues for the host, or not
-//! come from there yet, belong to the host.
+//! Snapshots keep what the driver and the device know of each other. Bytes that have left the queues for the host, or
+//! not come from there yet, belong to the host.
 
 mod control;
 mod data;
