@@ -31,9 +31,10 @@ Without --kernel, the first of these is booted: $SARANG_KERNEL, ./vmlinux, ./bzI
 On a terminal: Ctrl-a x quits, Ctrl-a Ctrl-a sends one Ctrl-a, Ctrl-a h lists the keys.
 SIGTERM and SIGINT press the power button; a second one, or 5 seconds, end the guest.
 
-The guest's console is its serial port, ttyS0, and with --console virtio a virtio device, hvc0, which is
-faster and has the size of the terminal. Then the kernel gets `console=hvc0 earlyprintk=ttyS0`: it prints
-to the serial port until it finds the virtio device, and both go to the same place. Keys go to hvc0 alone.
+The guest's console is its serial port, ttyS0; with --console virtio it is a virtio device,
+hvc0, which is faster and knows the size of the terminal. The kernel command line then has
+`console=hvc0 earlyprintk=ttyS0`: the kernel prints to the serial port until it has found the
+virtio device. Both print to the same place; keys go to hvc0 alone.
 
 A network card is given with --net, once for each; without it, there is none:
   user[,hostfwd=HOST:GUEST]...[,mac=MAC]   through the program passt, which needs no privileges;
