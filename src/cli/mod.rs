@@ -4,6 +4,7 @@
 //! and the man page.
 
 mod balloon;
+mod console;
 mod disk;
 mod doctor;
 mod kernels;
@@ -161,6 +162,7 @@ mod tests {
             ("-c", "100000", "1 to 64"),
             ("--timeout", "soon", "is not a time"),
             ("--console", "tv", "off, stdio, pty or file=PATH"),
+            ("--console", "virtio,tv", "off, stdio, pty or file=PATH"),
             ("--net", "bridge", "tap=NAME, user or none"),
             ("--net", "user,hostfwd=22", "two TCP ports"),
             ("--disk", "a.img,rw", "--disk does not know `rw`"),

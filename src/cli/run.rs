@@ -7,20 +7,21 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::console;
 use super::kernels::{Found, Places};
 use super::net::{self, Cards, Network};
 use super::share::{self, Share};
 use super::{Result, USAGE, quantity, say};
-use crate::backend::console::{Console, Kind};
+use crate::backend::console::Console;
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
 use crate::virtio::VirtioDevice;
 use crate::virtio::dev::rng::Rng;
 use crate::vm::{Image, Machine, Report, Spec};
 
-/// The guest's console goes to COM1; it reboots by the ACPI reset register (on hardware-reduced machines Linux would
-/// ask EFI otherwise, which is not there); and a panic ends the run rather than hang it.
-const COMMAND_LINE: &str = "console=ttyS0 reboot=a panic=-1";
+/// After the words about the console: the guest reboots by the ACPI reset register (on hardware-reduced machines Linux
+/// would ask EFI otherwise, which is not there), and a panic ends the run rather than hang it.
+const COMMAND_LINE: &str = "reboot=a panic=-1";
 
 /// Boot a guest and stay with it until it ends
 #[derive(Args)]
@@ -30,6 +31,11 @@ Without --kernel, the first of these is booted: $SARANG_KERNEL, ./vmlinux, ./bzI
 
 On a terminal: Ctrl-a x quits, Ctrl-a Ctrl-a sends one Ctrl-a, Ctrl-a h lists the keys.
 SIGTERM and SIGINT press the power button; a second one, or 5 seconds, end the guest.
+
+The guest's console is its serial port, ttyS0; with --console virtio it is a virtio device,
+hvc0, which is faster and knows the size of the terminal. The kernel command line then has
+`console=hvc0 earlyprintk=ttyS0`: the kernel prints to the serial port until it has found the
+virtio device. Both print to the same place; keys go to hvc0 alone.
 
 A network card is given with --net, once for each; without it, there is none:
   user[,hostfwd=HOST:GUEST]...[,mac=MAC]   through the program passt, which needs no privileges;
@@ -48,6 +54,7 @@ Examples:
   sarang run -k vmlinuz -i initrd.img -c 2 -m 1G
   sarang run -k bzImage -p 'root=/dev/ram0 quiet' --timeout 30s --json
   sarang run -k vmlinuz -i initrd.img --net user,hostfwd=2222:22
+  sarang run -k vmlinux --root-disk root.img --console virtio
   sarang run -k vmlinuz --root-disk root.img --disk data.qcow2,format=qcow2
   sarang run -k vmlinuz --root-disk root.img,ro --disk /dev/sdb,direct,queues=2,bw=100M
   sarang run -k vmlinuz -i initrd.img -m 4G --balloon 2G,stats=1s --json
@@ -92,9 +99,10 @@ pub(super) struct Arguments {
     /// End the run with code 124 after this long: 500ms, 30s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = quantity::time)]
     timeout: Option<Duration>,
-    /// Where the serial console goes: off, stdio, pty or file=PATH
-    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console_kind)]
-    console: Kind,
+    /// Where the console goes: off, stdio, pty or file=PATH; after `virtio,` a virtio console, not a serial one. See
+    /// below
+    #[arg(long, value_name = "[virtio,]WHERE", default_value = console::DEFAULT, value_parser = console::parse)]
+    console: console::Flag,
     /// Network card: user[,hostfwd=HOST:GUEST], tap=NAME or none; see below. Several make several cards
     #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<Network>,
@@ -173,7 +181,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             })?) as Arc<dyn Sink>),
             None => None,
         };
-    let mut command_line = COMMAND_LINE.to_owned();
+    let mut command_line = format!("{} {COMMAND_LINE}", arguments.console.kernel_words());
     if let Some(disk) = &arguments.root_disk {
         command_line.push(' ');
         command_line.push_str(disk.root_words());
@@ -208,13 +216,16 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         trace,
         devices,
         balloon,
+        console: arguments.console.device,
+        ports: Vec::new(),
     };
-    let console = Console::open(&arguments.console)?;
+    let console = Console::open(&arguments.console.kind)?;
     if let Some(path) = console.pty_path() {
         say(&format!("# console: {}", path.display()));
     }
     let mut machine = Machine::new(&hypervisor, spec, console)?;
     machine.stop_on_signals()?;
+    machine.follow_terminal()?;
     let report = machine.run()?;
     finish(&report, arguments.json)
 }
@@ -253,23 +264,14 @@ fn resolved(
     for share in shares {
         flag("--share", &share.to_string());
     }
+    let console = arguments.console.to_string();
+    if console != console::DEFAULT {
+        flag("--console", &console);
+    }
     for append in &arguments.append {
         flag("-p", append);
     }
     words.join(" ")
-}
-
-/// Parses where the console goes.
-fn console_kind(text: &str) -> std::result::Result<Kind, String> {
-    match text {
-        "off" => Ok(Kind::Off),
-        "stdio" => Ok(Kind::Stdio),
-        "pty" => Ok(Kind::Pty),
-        _ => match text.strip_prefix("file=") {
-            Some(path) if !path.is_empty() => Ok(Kind::File(path.into())),
-            _ => Err("a console is off, stdio, pty or file=PATH".to_owned()),
-        },
-    }
 }
 
 /// A word as a shell reads it back.
@@ -330,6 +332,22 @@ mod tests {
                  --net tap=t0,mac=02:00:00:00:00:07"
             )
         );
+    }
+
+    #[test]
+    fn the_resolved_command_line_has_a_console_that_is_not_the_ordinary_one() {
+        for (flag, shown) in [
+            ("--console=stdio", ""),
+            ("--console=virtio", " --console virtio,stdio"),
+            ("--console=file=a b", " --console 'file=a b'"),
+        ] {
+            let line = Line::try_parse_from(["run", flag]).unwrap();
+            let shown = format!("sarang run -k vmlinux -c 1 -m 512M{shown}");
+            assert_eq!(
+                resolved(&line.run, std::path::Path::new("vmlinux"), &[], &[], &[]),
+                shown
+            );
+        }
     }
 
     #[test]

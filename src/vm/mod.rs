@@ -18,6 +18,7 @@
 mod crash;
 mod outcome;
 mod panic_watch;
+mod wiring;
 
 pub use outcome::{Outcome, StoppedBy};
 
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 use crate::arch::x86_64::cpuid::{self, Topology};
 use crate::arch::x86_64::{layout, msr, paging, registers};
 use crate::backend::console::{self, Console, Key};
+use crate::backend::port::{self, Port};
 use crate::board::{self, Board};
 use crate::bus::{Action, Bus, ExitCounts};
 use crate::cpu::{OnEnd, VcpuEnd, VcpuThreads};
@@ -39,9 +41,11 @@ use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::trace::Sink;
 use crate::virtio::VirtioDevice;
 use crate::virtio::dev::balloon;
+use crate::virtio::dev::console as virtio_console;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
+use wiring::Wiring;
 
 /// How long a guest has between the power button and the hard stop.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -67,6 +71,18 @@ impl Image {
     }
 }
 
+/// The guest's end of its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// COM1, `ttyS0` in Linux: there from the first instruction on, a byte at a time.
+    #[default]
+    Serial,
+    /// A virtio device, `hvc0` in Linux, fast and aware of the terminal's size. What COM1 prints goes to the same
+    /// place; what is typed does not go to COM1.
+    Virtio,
+}
+
 /// What machine to make, and what to boot on it.
 pub struct Spec {
     pub name: String,
@@ -82,6 +98,9 @@ pub struct Spec {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Reaches the balloon among `devices`, for the report.
     pub balloon: Option<balloon::Handle>,
+    pub console: ConsoleDevice,
+    /// Channels to programs in the guest, from [`Port::channel`]. They and a virtio console come before `devices`.
+    pub ports: Vec<Arc<Port>>,
     /// Ends the run with [`Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
@@ -100,6 +119,8 @@ impl Spec {
             command_line: String::new(),
             devices: Vec::new(),
             balloon: None,
+            console: ConsoleDevice::default(),
+            ports: Vec::new(),
             timeout: None,
             trace: None,
         }
@@ -119,6 +140,10 @@ pub enum Error {
     Board(#[from] board::Error),
     #[error(transparent)]
     Console(#[from] console::Error),
+    #[error(transparent)]
+    Port(#[from] port::Error),
+    #[error(transparent)]
+    Ports(#[from] virtio_console::Error),
     #[error("the event loop failed: {0}")]
     Worker(#[from] io::Error),
     #[error("guest memory is too small for what must lie in its first megabyte")]
@@ -132,6 +157,7 @@ pub struct Report {
     pub outcome: Outcome,
     pub exit_code: u8,
     pub name: String,
+    pub console: ConsoleDevice,
     /// Time from the first vCPU's start to the end.
     pub wall_ms: u64,
     pub exits: ExitCounts,
@@ -199,6 +225,7 @@ impl MachineHandle {
 pub struct Machine {
     // Fixed configuration.
     name: String,
+    console_device: ConsoleDevice,
     timeout: Option<Duration>,
     // Runtime glue.
     balloon: Option<balloon::Handle>,
@@ -208,6 +235,8 @@ pub struct Machine {
     bus: Arc<Bus>,
     board: Board,
     console: Console,
+    /// The console's end in the guest, if it is virtio.
+    console_port: Option<Arc<Port>>,
     worker: EventLoop,
     handle: MachineHandle,
     panic_watch: Arc<Mutex<PanicWatch>>,
@@ -231,8 +260,10 @@ impl Machine {
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
         vm.create_interrupt_controllers()?;
-        let ends = (console.output(), console.input());
-        let board = Board::new(&vm, &ram, ends, std::mem::take(&mut spec.devices))?;
+        let wiring = Wiring::new(&console, spec.console, std::mem::take(&mut spec.ports))?;
+        let mut devices = wiring.devices;
+        devices.append(&mut spec.devices);
+        let board = Board::new(&vm, &ram, wiring.com1, devices)?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
@@ -249,7 +280,7 @@ impl Machine {
         let (watch, keys) = (Arc::clone(&panic_watch), handle.clone());
         console.attach(
             &mut worker,
-            board.com1.clone(),
+            wiring::end(&board.com1, wiring.port.as_ref()),
             Box::new(move |bytes| {
                 watch
                     .lock()
@@ -264,6 +295,7 @@ impl Machine {
         )?;
         Ok(Machine {
             name: spec.name,
+            console_device: spec.console,
             timeout: spec.timeout,
             balloon: spec.balloon,
             vcpus,
@@ -272,6 +304,7 @@ impl Machine {
             bus,
             board,
             console,
+            console_port: wiring.port,
             worker,
             handle,
             panic_watch,
@@ -314,6 +347,29 @@ impl Machine {
         Ok(())
     }
 
+    /// Lets a virtio console have the size of the terminal it is on, now and whenever SIGWINCH says that it has
+    /// changed. To be called before other threads are started, as these inherit which signals are blocked.
+    ///
+    /// # Errors
+    /// When the host gives no signalfd.
+    pub fn follow_terminal(&mut self) -> Result<(), Error> {
+        let (Some(port), Some(display)) = (self.console_port.clone(), self.console.display())
+        else {
+            return Ok(());
+        };
+        let mut signals = Signals::block(&[libc::SIGWINCH])?;
+        port.resize(display.size());
+        self.worker.add(
+            signals.fd()?,
+            worker::Interest::READ,
+            Box::new(move |_, _, _| {
+                while signals.take().is_some() {}
+                port.resize(display.size());
+            }),
+        )?;
+        Ok(())
+    }
+
     /// Runs the machine to its end on this thread, which becomes the devices' event loop.
     ///
     /// # Errors
@@ -348,6 +404,7 @@ impl Machine {
             exit_code: outcome.exit_code(),
             outcome,
             name: self.name.clone(),
+            console: self.console_device,
             wall_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             exits: self.bus.exit_counts(),
             balloon,
