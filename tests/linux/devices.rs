@@ -137,22 +137,22 @@ END
 
 fn the_balloon_gives_memory_back(kernel: Kernel) {
     let script = "mount -t tmpfs -o size=90% none /root
-        head -c 150m /dev/zero >/root/file; echo memory is full
+        head -c 64m /dev/zero >/root/file; echo memory is full
         rm /root/file; echo memory is free
         read line";
     let mut guest = Guest::new(kernel, script)
         .with_modules()
-        .flags(&["-c", "2", "-m", "512M", "--balloon", "128M", "--json"])
+        .flags(&["-m", "256M", "--balloon", "32M", "--json"])
         .running();
     guest.wait_for("memory is full");
     let full = guest.memory();
     guest.wait_for("memory is free");
     eventually("the host's memory comes back", || {
-        guest.memory() + (100 << 10) < full
+        guest.memory() + (48 << 10) < full
     });
     guest.write("\n");
     let json = guest.finish();
-    assert!(json.contains("\"actual_mib\":128"), "{json}");
+    assert!(json.contains("\"actual_mib\":32"), "{json}");
 }
 
 on_each_kernel! {
