@@ -8,6 +8,7 @@ mod doctor;
 mod kernels;
 mod net;
 mod options;
+mod pmem;
 mod quantity;
 mod run;
 

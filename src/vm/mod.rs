@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use crate::arch::x86_64::cpuid::{self, Topology};
 use crate::arch::x86_64::{layout, msr, paging, registers};
 use crate::backend::console::{self, Console, Key};
+use crate::backend::pmem;
 use crate::board::{self, Board};
 use crate::bus::{Action, Bus, ExitCounts};
 use crate::cpu::{OnEnd, VcpuEnd, VcpuThreads};
@@ -38,6 +39,7 @@ use crate::loader::{self, Entry};
 use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::trace::Sink;
 use crate::virtio::VirtioDevice;
+use crate::virtio::dev::pmem::Pmem;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
@@ -79,6 +81,8 @@ pub struct Spec {
     pub command_line: String,
     /// In the order in which the guest finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// Files that the guest has as persistent memory. It finds them in this order, after the devices.
+    pub pmem: Vec<pmem::File>,
     /// Ends the run with [`Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
@@ -96,6 +100,7 @@ impl Spec {
             initrds: Vec::new(),
             command_line: String::new(),
             devices: Vec::new(),
+            pmem: Vec::new(),
             timeout: None,
             trace: None,
         }
@@ -115,6 +120,13 @@ pub enum Error {
     Board(#[from] board::Error),
     #[error(transparent)]
     Console(#[from] console::Error),
+    #[error(transparent)]
+    Pmem(#[from] pmem::Error),
+    #[error(
+        "RAM and persistent memory reach up to guest address {end:#x}, but a guest of this host has addresses of \
+         {bits} bits: use less memory or smaller files"
+    )]
+    TooHigh { end: u64, bits: u32 },
     #[error("the event loop failed: {0}")]
     Worker(#[from] io::Error),
     #[error("guest memory is too small for what must lie in its first megabyte")]
@@ -203,6 +215,8 @@ pub struct Machine {
     worker: EventLoop,
     handle: MachineHandle,
     panic_watch: Arc<Mutex<PanicWatch>>,
+    /// The files that the guest has as memory.
+    pmem: Vec<pmem::Mapping>,
 }
 
 impl Machine {
@@ -222,9 +236,20 @@ impl Machine {
             .collect();
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
+        let files = std::mem::take(&mut spec.pmem);
+        let pmem: Vec<pmem::Mapping> = files.iter().map(|file| file.mapping().clone()).collect();
+        let places = place(hypervisor, spec.ram_bytes, &files)?;
+        for ((index, mapping), start) in (ranges.len()..).zip(&pmem).zip(&places) {
+            let slot = u32::try_from(index).unwrap_or(u32::MAX);
+            mem::attach_file(mapping.region(), *start, slot, &*vm)?;
+        }
         vm.create_interrupt_controllers()?;
         let ends = (console.output(), console.input());
-        let board = Board::new(&vm, &ram, ends, std::mem::take(&mut spec.devices))?;
+        let mut devices = std::mem::take(&mut spec.devices);
+        for ((index, file), start) in files.into_iter().enumerate().zip(places) {
+            devices.push(Box::new(Pmem::new(index, file, start)));
+        }
+        let board = Board::new(&vm, &ram, ends, devices)?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
@@ -266,6 +291,7 @@ impl Machine {
             worker,
             handle,
             panic_watch,
+            pmem,
         })
     }
 
@@ -334,6 +360,9 @@ impl Machine {
         self.console.finish(patience);
         self.bus.flush_trace();
         let outcome = self.with_panic(ended?);
+        for error in self.pmem.iter().filter_map(|mapping| mapping.check().err()) {
+            log::warn!("{error}");
+        }
         Ok(Report {
             exit_code: outcome.exit_code(),
             outcome,
@@ -378,7 +407,11 @@ impl Machine {
             VcpuEnd::Crash(site) => Outcome::InternalError {
                 report: crash::report(vcpu, &site, &self.ram),
             },
-            VcpuEnd::Failed(error) => return Err(error.into()),
+            VcpuEnd::Failed(error) => {
+                // EFAULT, where a file is gone from under the guest.
+                self.pmem.iter().try_for_each(pmem::Mapping::check)?;
+                return Err(error.into());
+            }
             VcpuEnd::Action(Action::Continue) | VcpuEnd::Stopped => return Ok(None),
         }))
     }
@@ -398,6 +431,29 @@ impl Machine {
             other => other,
         }
     }
+}
+
+/// Where each of the files lies in guest physical memory.
+fn place(
+    hypervisor: &dyn Hypervisor,
+    ram_bytes: u64,
+    files: &[pmem::File],
+) -> Result<Vec<GuestAddress>, Error> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sizes: Vec<u64> = files.iter().map(pmem::File::size).collect();
+    let bits = cpuid::physical_address_bits(&hypervisor.supported_cpuid()?);
+    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
+    let ranges = layout::persistent_ranges(ram_bytes, &sizes).unwrap_or_default();
+    let end = ranges.last().map_or(u64::MAX, |range| range.end);
+    if end > limit {
+        return Err(Error::TooHigh { end, bits });
+    }
+    Ok(ranges
+        .into_iter()
+        .map(|range| GuestAddress(range.start))
+        .collect())
 }
 
 /// Puts everything into RAM that must be there before the first instruction.

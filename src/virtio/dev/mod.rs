@@ -2,5 +2,6 @@
 
 pub mod block;
 pub mod net;
+pub mod pmem;
 pub mod rng;
 pub mod throttle;
