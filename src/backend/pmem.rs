@@ -4,11 +4,19 @@
 //! the host's page cache, and two copies of a file's data, one in each kernel's cache, become one. What is left to ask of
 //! the host is to make stores last; that is a flush of the file, and so it is opened, locked and flushed as a [`Disk`],
 //! of which nothing but flushes is ever asked.
+//!
+//! Nothing on Linux keeps another program from cutting a file short that is mapped. What a guest meets behind the new end
+//! depends on KVM: it may fail (EFAULT), have the vCPU try again for ever, or, where it interprets the guest's
+//! instructions, treat the place as one with no memory. None of these is an honest answer, so the file is watched by
+//! inotify(7), and a machine that finds it cut ends with an error.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::inotify;
+use rustix::io::Errno;
 
 use crate::backend::disk::{self, Disk, Format, Operation};
 use crate::mem::{FileRegion, GuestRam};
@@ -59,6 +67,7 @@ pub enum Error {
 pub struct Mapping {
     path: PathBuf,
     region: Arc<FileRegion>,
+    changes: Option<Arc<OwnedFd>>,
 }
 
 impl Mapping {
@@ -67,7 +76,21 @@ impl Mapping {
         &self.region
     }
 
-    /// Whether the file still has all that is mapped of it. A guest that touches what is gone makes KVM fail.
+    /// Readable when a program has changed the file by system calls, which a guest's stores are not. `None` where the host
+    /// has no more watches to give; then a file that is cut is found out only by [`Mapping::check`].
+    pub fn changes(&self) -> Option<&Arc<OwnedFd>> {
+        self.changes.as_ref()
+    }
+
+    /// Takes note of what made [`Mapping::changes`] readable.
+    pub fn acknowledge(&self) {
+        if let Some(changes) = &self.changes {
+            // What remains makes it readable again.
+            let _ = rustix::io::read(changes, &mut [0; 4096]);
+        }
+    }
+
+    /// Whether the file still has all that is mapped of it.
     ///
     /// # Errors
     /// [`Error::Shrunk`].
@@ -123,9 +146,21 @@ impl File {
             Ok(region) => Arc::new(region),
             Err(source) => return Err(Error::Map { path, source }),
         };
+        let changes = match watch(&path) {
+            Ok(changes) => Some(Arc::new(changes)),
+            Err(error) => {
+                log::debug!("{} cannot be watched: {error}", path.display());
+                None
+            }
+        };
+        let mapping = Mapping {
+            path,
+            region,
+            changes,
+        };
         Ok(File {
             disk,
-            mapping: Mapping { path, region },
+            mapping,
             no_ram: GuestRam::new(),
         })
     }
@@ -170,6 +205,13 @@ impl File {
     pub fn drain(&mut self) {
         self.disk.drain();
     }
+}
+
+/// An inotify descriptor that hears of changes of a file.
+fn watch(path: &Path) -> Result<OwnedFd, Errno> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
+    Ok(watch)
 }
 
 #[cfg(test)]
@@ -256,7 +298,12 @@ mod tests {
         assert_eq!(file.size(), 4 << 20);
         sized(&path, 8 << 20);
         assert!(file.mapping().check().is_ok(), "growing does no harm");
+        let changes = file.mapping().changes().unwrap();
+        wait(changes);
+        file.mapping().acknowledge();
+        assert_eq!(rustix::io::read(changes, &mut [0; 4096]), Err(Errno::AGAIN));
         sized(&path, 4096);
+        wait(changes);
         let sentence = file.mapping().check().unwrap_err().to_string();
         assert!(
             sentence.contains("from 4194304 to 4096 bytes"),

@@ -153,6 +153,8 @@ enum Message {
     Pause,
     Resume,
     TimeoutPassed,
+    /// A file that the guest has as memory is not whole any more.
+    FileCut,
 }
 
 /// Reaches a machine from other threads.
@@ -262,6 +264,9 @@ impl Machine {
             messages: Arc::default(),
             worker: worker.handle(),
         };
+        for mapping in &pmem {
+            watch_file(mapping, &mut worker, &handle)?;
+        }
         let panic_watch = Arc::new(Mutex::new(PanicWatch::default()));
         let (watch, keys) = (Arc::clone(&panic_watch), handle.clone());
         console.attach(
@@ -359,10 +364,9 @@ impl Machine {
         .then_some(Duration::from_secs(1));
         self.console.finish(patience);
         self.bus.flush_trace();
+        // A guest that lost a part of its memory has nothing to say for itself.
+        self.check_files()?;
         let outcome = self.with_panic(ended?);
-        for error in self.pmem.iter().filter_map(|mapping| mapping.check().err()) {
-            log::warn!("{error}");
-        }
         Ok(Report {
             exit_code: outcome.exit_code(),
             outcome,
@@ -386,6 +390,7 @@ impl Machine {
                     Message::Stop(by) => return Ok(Outcome::Stopped { by }),
                     Message::Pause => threads.pause(),
                     Message::Resume => threads.resume(),
+                    Message::FileCut => self.check_files()?,
                     Message::TimeoutPassed => {
                         let limit = self.timeout.unwrap_or_default().as_millis();
                         let limit_ms = u64::try_from(limit).unwrap_or(u64::MAX);
@@ -395,6 +400,11 @@ impl Machine {
             }
             self.worker.run()?;
         }
+    }
+
+    /// Whether the guest still has all of the files that are its memory.
+    fn check_files(&self) -> Result<(), Error> {
+        Ok(self.pmem.iter().try_for_each(pmem::Mapping::check)?)
     }
 
     fn outcome_of(&self, vcpu: u32, end: VcpuEnd) -> Result<Option<Outcome>, Error> {
@@ -407,11 +417,7 @@ impl Machine {
             VcpuEnd::Crash(site) => Outcome::InternalError {
                 report: crash::report(vcpu, &site, &self.ram),
             },
-            VcpuEnd::Failed(error) => {
-                // EFAULT, where a file is gone from under the guest.
-                self.pmem.iter().try_for_each(pmem::Mapping::check)?;
-                return Err(error.into());
-            }
+            VcpuEnd::Failed(error) => return Err(error.into()),
             VcpuEnd::Action(Action::Continue) | VcpuEnd::Stopped => return Ok(None),
         }))
     }
@@ -431,6 +437,26 @@ impl Machine {
             other => other,
         }
     }
+}
+
+/// Has the machine end when the file is cut.
+fn watch_file(
+    mapping: &pmem::Mapping,
+    worker: &mut EventLoop,
+    handle: &MachineHandle,
+) -> io::Result<()> {
+    let Some(changes) = mapping.changes().cloned() else {
+        return Ok(());
+    };
+    let (mapping, handle) = (mapping.clone(), handle.clone());
+    let look = move |_: &mut EventLoop, _, _| {
+        mapping.acknowledge();
+        if mapping.check().is_err() {
+            handle.send(Message::FileCut);
+        }
+    };
+    worker.add(changes, worker::Interest::READ, Box::new(look))?;
+    Ok(())
 }
 
 /// Where each of the files lies in guest physical memory.
