@@ -4,10 +4,9 @@
 //! meet in a queue: [`ByteQueue`] for the serial port and the [`console`] behind it. The device's
 //! half runs on vCPU threads and never waits; the backend's half runs on the event loop.
 //!
-//! A virtio device runs on the event loop altogether, so its backend needs no queue of bytes: [`net`] moves frames when it
-//! is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor; [`pmem`] gives the
-//! guest a file as memory. [`rate`] says how
-//! much of it a guest may have.
+//! A virtio device runs on the event loop altogether, so its backend needs no queue of bytes: [`net`] moves frames
+//! when it is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor;
+//! [`pmem`] gives the guest a file as memory. [`rate`] says how much of it a guest may have.
 
 mod byte_queue;
 pub mod console;

@@ -1,12 +1,12 @@
 //! Persistent memory: a file that the guest uses as memory, without requests.
 //!
-//! The file is mapped into this process ([`FileRegion`]) and given to the guest as it is. The guest's loads and stores reach
-//! the host's page cache, and two copies of a file's data, one in each kernel's cache, become one. What is left to ask of
-//! the host is to make stores last; that is a flush of the file, and so it is opened, locked and flushed as a [`Disk`],
-//! of which nothing but flushes is ever asked.
+//! The file is mapped into this process ([`FileRegion`]) and given to the guest as it is. The guest's loads and
+//! stores reach the host's page cache, and two copies of a file's data, one in each kernel's cache, become one. What
+//! is left to ask of the host is to make stores last; that is a flush of the file, and so it is opened, locked and
+//! flushed as a [`Disk`], of which nothing but flushes is ever asked.
 //!
-//! Nothing on Linux keeps another program from cutting a file short that is mapped. What a guest meets behind the new end
-//! depends on KVM: it may fail (EFAULT), have the vCPU try again for ever, or, where it interprets the guest's
+//! Nothing on Linux keeps another program from cutting a file short that is mapped. What a guest meets behind the new
+//! end depends on KVM: it may fail (EFAULT), have the vCPU try again for ever, or, where it interprets the guest's
 //! instructions, treat the place as one with no memory. None of these is an honest answer, so the file is watched by
 //! inotify(7), and a machine that finds it cut ends with an error.
 
@@ -21,7 +21,8 @@ use rustix::io::Errno;
 use crate::backend::disk::{self, Disk, Format, Operation};
 use crate::mem::{FileRegion, GuestRam};
 
-/// A file's size is a multiple of this many bytes: guests map persistent memory by 2 MiB pages (Linux: `SUBSECTION_SIZE`).
+/// A file's size is a multiple of this many bytes: guests map persistent memory by 2 MiB pages (Linux:
+/// `SUBSECTION_SIZE`).
 pub const SIZE_UNIT: u64 = 2 << 20;
 
 /// Which file to use, and how.
@@ -76,8 +77,8 @@ impl Mapping {
         &self.region
     }
 
-    /// Readable when a program has changed the file by system calls, which a guest's stores are not. `None` where the host
-    /// has no more watches to give; then a file that is cut is found out only by [`Mapping::check`].
+    /// Readable when a program has changed the file by system calls, which a guest's stores are not. `None` where the
+    /// host has no more watches to give; then a file that is cut is found out only by [`Mapping::check`].
     pub fn changes(&self) -> Option<&Arc<OwnedFd>> {
         self.changes.as_ref()
     }
@@ -116,7 +117,8 @@ pub struct File {
 }
 
 impl File {
-    /// Opens, locks and maps a file: one writer, or any number of readers, disks of this and other machines among them.
+    /// Opens, locks and maps a file: one writer, or any number of readers, disks of this and other machines among
+    /// them.
     ///
     /// # Errors
     /// When there is none, it cannot be opened so, somebody else has it, or its size is not one of persistent memory.
@@ -185,7 +187,8 @@ impl File {
         self.disk.event()
     }
 
-    /// Starts to make all that has been stored so far last. One flush at a time; its end is told by [`File::flushed`].
+    /// Starts to make all that has been stored so far last. One flush at a time; its end is told by
+    /// [`File::flushed`].
     ///
     /// # Errors
     /// When it could not be started.

@@ -75,9 +75,9 @@ pub(super) struct Arguments {
     root_disk: Option<super::disk::Disk>,
     /// File as persistent memory, /dev/pmem0 and so on in the guest: PATH[,ro]
     ///
-    /// The guest has the file in its physical address space and uses it without a copy: ext4 and xfs do when mounted with
-    /// `dax`. Its size is a multiple of 2 MiB (`truncate -s %2M PATH`). `ro` keeps the file as it is: what the guest writes is
-    /// lost without an error, so it should mount it read-only.
+    /// The guest has the file in its physical address space and uses it without a copy: ext4 and xfs do when mounted
+    /// with `dax`. Its size is a multiple of 2 MiB (`truncate -s %2M PATH`). `ro` keeps the file as it is: what the
+    /// guest writes is lost without an error, so it should mount it read-only.
     #[arg(long, value_name = "PATH[,ro]", value_parser = super::pmem::parse)]
     pmem: Vec<super::pmem::Pmem>,
     /// Words to add to the kernel command line, after sarang's own

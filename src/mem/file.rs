@@ -1,10 +1,10 @@
 //! A file of the host as a range of the guest's physical memory.
 //!
-//! The mapping is shared: what the guest stores goes into the host's page cache of the file, and from there to the disk
-//! when the host finds time or `fsync(2)` asks for it. It is no part of [`GuestRam`](super::GuestRam), so no request can
-//! name it as a buffer, and this process never looks into it: only KVM does, on behalf of the guest. That matters because
-//! a file can shrink while it is mapped: an access of ours to what is gone would be a SIGBUS. One of the guest's makes
-//! KVM_RUN fail with EFAULT, or worse; see [`FileRegion::file_size`].
+//! The mapping is shared: what the guest stores goes into the host's page cache of the file, and from there to the
+//! disk when the host finds time or `fsync(2)` asks for it. It is no part of [`GuestRam`](super::GuestRam), so no
+//! request can name it as a buffer, and this process never looks into it: only KVM does, on behalf of the guest. That
+//! matters because a file can shrink while it is mapped: an access of ours to what is gone would be a SIGBUS. One of
+//! the guest's makes KVM_RUN fail with EFAULT, or worse; see [`FileRegion::file_size`].
 
 use std::fs::File;
 use std::io;

@@ -88,8 +88,8 @@ pub fn attach(ram: &GuestRam, vm: &dyn hv::Vm) -> hv::Result<()> {
     Ok(())
 }
 
-/// Gives a file to `vm` as its memory slot number `index`, at a guest physical address; `vm` keeps it mapped for as long
-/// as its vCPUs exist.
+/// Gives a file to `vm` as its memory slot number `index`, at a guest physical address; `vm` keeps it mapped for as
+/// long as its vCPUs exist.
 ///
 /// # Errors
 /// When the hypervisor refuses the range.

@@ -1,21 +1,23 @@
 //! Lesson 19: memory that survives.
 //!
 //! A disk is read and written by requests, and each costs a copy. Persistent memory is just there: loads and stores
-//! reach a file of the host, through the same page tables as RAM. The device, virtio-pmem, has two jobs. It says where the
-//! memory lies, which neither the memory map nor ACPI do; and it takes one kind of request, "make what I stored last".
+//! reach a file of the host, through the same page tables as RAM. The device, virtio-pmem, has two jobs. It says
+//! where the memory lies, which neither the memory map nor ACPI do; and it takes one kind of request, "make what I
+//! stored last".
 //!
 //! The first and the last eight bytes of the file must say [`FIRST`] and [`LAST`]. The lesson writes eight bytes at
-//! [`PLACE`], looks whether they are there, and has them flushed. On a file that is given read-only they are not there:
-//! the store ended in the VMM, as if at an address with no memory, and was dropped.
+//! [`PLACE`], looks whether they are there, and has them flushed. On a file that is given read-only they are not
+//! there: the store ended in the VMM, as if at an address with no memory, and was dropped.
 //!
-//! On the bus: the registers of a virtio driver (lesson 18), and nothing for the memory itself; read-only, one `mmio write`
-//! above 4 GiB. With the word `wait` on the kernel command line, the lesson waits for a byte on the serial port
-//! before it touches the memory.
+//! On the bus: the registers of a virtio driver (lesson 18), and nothing for the memory itself; read-only, one
+//! `mmio write` above 4 GiB. With the word `wait` on the kernel command line, the lesson waits for a byte on the serial
+//! port before it touches the memory.
 //!
 //! Manuals: virtio 1.3 §5.19 (persistent memory), §4.2 (registers in memory), §2.7 (split queues); SDM Vol. 3A 4.5.
 //!
-//! Run: `truncate -s 4M f; printf persists | dd of=f conv=notrunc; printf 'the end.' | dd of=f conv=notrunc bs=8 seek=524287`,
-//! then `sarang run --pmem f -k target/x86_64-unknown-linux-gnu/release/pmem`, and look for `was here` in `f`.
+//! Run: `truncate -s 4M f; printf persists | dd of=f conv=notrunc; printf 'the end.' | dd of=f conv=notrunc bs=8
+//! seek=524287`, then `sarang run --pmem f -k target/x86_64-unknown-linux-gnu/release/pmem`, and look for `was here`
+//! in `f`.
 #![no_std]
 #![no_main]
 
@@ -171,7 +173,8 @@ fn start_device() -> bool {
     true
 }
 
-/// Has all stores so far made to last, and sleeps until they do. The result is what the device says: 0 if it went well.
+/// Has all stores so far made to last, and sleeps until they do. The result is what the device says: 0 if it went
+/// well.
 fn flush() -> u32 {
     let four = size_of::<u32>() as u32;
     // SAFETY: the device looks at the request only after the index has moved, and writes only `ret` and `used`.

@@ -52,8 +52,8 @@ pub fn for_vcpu(supported: &CpuId, topology: Topology) -> CpuId {
     CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
 }
 
-/// How many bits a guest physical address can have, from what the host supports (leaf 8000_0008, EAX; without it, 36).
-/// Where nested paging reaches less far than the CPU, bits 23 to 16 say how far.
+/// How many bits a guest physical address can have, from what the host supports (leaf 8000_0008, EAX; without it,
+/// 36). Where nested paging reaches less far than the CPU, bits 23 to 16 say how far.
 pub fn physical_address_bits(supported: &CpuId) -> u32 {
     let widths = supported
         .as_slice()

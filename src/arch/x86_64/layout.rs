@@ -53,12 +53,12 @@ pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Persistent memory starts on multiples of this many bytes. Linux maps a device's memory in sections of 128 MiB, none of
-/// which may hold RAM too; this leaves room for guests with larger ones, and for 1 GiB pages.
+/// Persistent memory starts on multiples of this many bytes. Linux maps a device's memory in sections of 128 MiB,
+/// none of which may hold RAM too; this leaves room for guests with larger ones, and for 1 GiB pages.
 pub const PERSISTENT_ALIGNMENT: u64 = 1 << 30;
 
-/// Where persistent memory of these sizes (bytes) lies in a machine with `ram_bytes` of RAM: above both RAM and the hole, in
-/// the order given. The memory map does not mention it. `None` when it would leave the address space.
+/// Where persistent memory of these sizes (bytes) lies in a machine with `ram_bytes` of RAM: above both RAM and the
+/// hole, in the order given. The memory map does not mention it. `None` when it would leave the address space.
 pub fn persistent_ranges(ram_bytes: u64, sizes: &[u64]) -> Option<Vec<Range<u64>>> {
     let mut end = ram_ranges(ram_bytes)
         .into_iter()

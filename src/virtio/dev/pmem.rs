@@ -1,12 +1,12 @@
 //! Persistent memory (virtio 1.3 §5.19): a file of the host in the guest's physical address space.
 //!
-//! To the guest it is memory like any other, except that it is still there after a reboot. A file system that knows such
-//! memory (DAX) lets programs load from and store to the very pages of its files: no request, no copy, no cache of the
-//! guest's own. The configuration space says where it lies. The one queue has the one kind of request that is left:
-//! FLUSH, after which everything stored before it survives a power cut, as after `fsync` on the host's file.
+//! To the guest it is memory like any other, except that it is still there after a reboot. A file system that knows
+//! such memory (DAX) lets programs load from and store to the very pages of its files: no request, no copy, no cache
+//! of the guest's own. The configuration space says where it lies. The one queue has the one kind of request that is
+//! left: FLUSH, after which everything stored before it survives a power cut, as after `fsync` on the host's file.
 //!
-//! Flushes are collected: while the host is at work on one, further requests stay in the queue, and the next flush answers
-//! all of them. So a guest has at most one system call under way, however many requests it makes.
+//! Flushes are collected: while the host is at work on one, further requests stay in the queue, and the next flush
+//! answers all of them. So a guest has at most one system call under way, however many requests it makes.
 
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
