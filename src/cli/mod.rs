@@ -10,6 +10,7 @@ mod doctor;
 mod kernels;
 mod net;
 mod options;
+mod pmem;
 mod quantity;
 mod run;
 mod share;

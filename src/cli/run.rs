@@ -59,6 +59,7 @@ Examples:
   sarang run -k vmlinuz --root-disk root.img,ro --disk /dev/sdb,direct,queues=2,bw=100M
   sarang run -k vmlinuz -i initrd.img -m 4G --balloon 2G,stats=1s --json
   sarang run -k vmlinuz -i initrd.img --share src --share /srv/data,tag=data,ro
+  sarang run -k vmlinuz --pmem root.ext4,ro -p 'root=/dev/pmem0 ro rootflags=dax'
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -90,6 +91,13 @@ pub(super) struct Arguments {
     /// asked that often how it fares, and the last answer is in the outcome of --json.
     #[arg(long, value_name = "SIZE[,OPTION]", value_parser = super::balloon::parse)]
     balloon: Option<super::balloon::Flag>,
+    /// File as persistent memory, /dev/pmem0 and so on in the guest: PATH[,ro]
+    ///
+    /// The guest has the file in its physical address space and uses it without a copy: ext4 and xfs do when mounted
+    /// with `dax`. Its size is a multiple of 2 MiB (`truncate -s %2M PATH`). `ro` keeps the file as it is: what the
+    /// guest writes is lost without an error, so it should mount it read-only.
+    #[arg(long, value_name = "PATH[,ro]", value_parser = super::pmem::parse)]
+    pmem: Vec<super::pmem::Pmem>,
     /// Words to add to the kernel command line, after sarang's own
     #[arg(short = 'p', long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Vec<String>,
@@ -173,6 +181,8 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         devices.push(disk.open(index)?);
     }
     devices.extend(share::open(&shares)?);
+    let pmem: Result<Vec<_>> = arguments.pmem.iter().map(|pmem| pmem.open()).collect();
+    let pmem = pmem?;
     let hypervisor = Kvm::open(&super::kvm_path())?;
     let trace =
         match &arguments.trace {
@@ -218,6 +228,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         balloon,
         console: arguments.console.device,
         ports: Vec::new(),
+        pmem,
     };
     let console = Console::open(&arguments.console.kind)?;
     if let Some(path) = console.pty_path() {
@@ -268,6 +279,9 @@ fn resolved(
     if console != console::DEFAULT {
         flag("--console", &console);
     }
+    for pmem in &arguments.pmem {
+        flag("--pmem", pmem.text());
+    }
     for append in &arguments.append {
         flag("-p", append);
     }
@@ -314,6 +328,7 @@ mod tests {
             "--name=vm",
             "--net=user,hostfwd=2222:22",
             "--net=tap=t0,mac=02:00:00:00:00:07",
+            "--pmem=root.ext4,ro",
         ])
         .unwrap();
         let networks = net::resolve(&line.run.net, &line.run.name).unwrap();
@@ -329,7 +344,7 @@ mod tests {
             shown,
             format!(
                 "sarang run -k vmlinux -c 1 -m 512M --net user,hostfwd=2222:22,mac={first} \
-                 --net tap=t0,mac=02:00:00:00:00:07"
+                 --net tap=t0,mac=02:00:00:00:00:07 --pmem root.ext4,ro"
             )
         );
     }

@@ -5,8 +5,10 @@
 //! 4 GiB guest that touches 50 MiB costs 50 MiB. Regions start on 2 MiB boundaries in the host's address
 //! space too, so that the host can back them with huge pages.
 
+mod file;
 mod region;
 
+pub use file::FileRegion;
 pub use region::RamRegion;
 pub use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
@@ -15,6 +17,9 @@ use std::sync::Arc;
 use vm_memory::GuestRegionCollection;
 
 use crate::hv::{self, MemorySlot};
+
+/// Bytes in a huge page of the second paging level (SDM Vol. 3A 4.5).
+const HUGE_PAGE: usize = 2 << 20;
 
 /// All RAM of one guest. Clones share the memory.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
@@ -74,6 +79,7 @@ pub fn attach(ram: &GuestRam, vm: &dyn hv::Vm) -> hv::Result<()> {
             guest: region.start_addr().0,
             host: region.host_address(),
             len: region.len(),
+            read_only: false,
         };
         // SAFETY: the clone shares the mapping and keeps it, and both sides reach the bytes only through
         // vm-memory's volatile accesses.
@@ -103,6 +109,28 @@ pub fn discard(ram: &GuestRam, start: GuestAddress, len: u64) -> std::io::Result
         }
     }
     Ok(())
+}
+
+/// Gives a file to `vm` as its memory slot number `index`, at a guest physical address; `vm` keeps it mapped for as
+/// long as its vCPUs exist.
+///
+/// # Errors
+/// When the hypervisor refuses the range.
+pub fn attach_file(
+    region: &Arc<FileRegion>,
+    guest: GuestAddress,
+    index: u32,
+    vm: &dyn hv::Vm,
+) -> hv::Result<()> {
+    let slot = MemorySlot {
+        index,
+        guest: guest.0,
+        host: region.host_address(),
+        len: region.size(),
+        read_only: region.is_read_only(),
+    };
+    // SAFETY: the clone keeps the mapping, whose bytes nothing but the guest accesses.
+    unsafe { vm.add_memory(slot, Arc::clone(region) as hv::MemoryOwner) }
 }
 
 #[cfg(test)]

@@ -10,8 +10,7 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 
-/// Bytes in a huge page of the second paging level (SDM Vol. 3A 4.5).
-const HUGE_PAGE: usize = 2 << 20;
+use super::HUGE_PAGE;
 
 /// A range of guest RAM. Unmapped when dropped.
 #[derive(Debug)]

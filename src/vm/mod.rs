@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use crate::arch::x86_64::cpuid::{self, Topology};
 use crate::arch::x86_64::{layout, msr, paging, registers};
 use crate::backend::console::{self, Console, Key};
+use crate::backend::pmem;
 use crate::backend::port::{self, Port};
 use crate::board::{self, Board};
 use crate::bus::{Action, Bus, ExitCounts};
@@ -42,6 +43,7 @@ use crate::trace::Sink;
 use crate::virtio::VirtioDevice;
 use crate::virtio::dev::balloon;
 use crate::virtio::dev::console as virtio_console;
+use crate::virtio::dev::pmem::Pmem;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
@@ -101,6 +103,8 @@ pub struct Spec {
     pub console: ConsoleDevice,
     /// Channels to programs in the guest, from [`Port::channel`]. They and a virtio console come before `devices`.
     pub ports: Vec<Arc<Port>>,
+    /// Files that the guest has as persistent memory. It finds them in this order, after the devices.
+    pub pmem: Vec<pmem::File>,
     /// Ends the run with [`Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
@@ -121,6 +125,7 @@ impl Spec {
             balloon: None,
             console: ConsoleDevice::default(),
             ports: Vec::new(),
+            pmem: Vec::new(),
             timeout: None,
             trace: None,
         }
@@ -144,6 +149,13 @@ pub enum Error {
     Port(#[from] port::Error),
     #[error(transparent)]
     Ports(#[from] virtio_console::Error),
+    #[error(transparent)]
+    Pmem(#[from] pmem::Error),
+    #[error(
+        "RAM and persistent memory reach up to guest address {end:#x}, but a guest of this host has addresses of \
+         {bits} bits: use less memory or smaller files"
+    )]
+    TooHigh { end: u64, bits: u32 },
     #[error("the event loop failed: {0}")]
     Worker(#[from] io::Error),
     #[error("guest memory is too small for what must lie in its first megabyte")]
@@ -174,6 +186,8 @@ enum Message {
     Pause,
     Resume,
     TimeoutPassed,
+    /// A file that the guest has as memory is not whole any more.
+    FileCut,
 }
 
 /// Reaches a machine from other threads.
@@ -240,6 +254,8 @@ pub struct Machine {
     worker: EventLoop,
     handle: MachineHandle,
     panic_watch: Arc<Mutex<PanicWatch>>,
+    /// The files that the guest has as memory.
+    pmem: Vec<pmem::Mapping>,
 }
 
 impl Machine {
@@ -259,10 +275,20 @@ impl Machine {
             .collect();
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
+        let files = std::mem::take(&mut spec.pmem);
+        let pmem: Vec<pmem::Mapping> = files.iter().map(|file| file.mapping().clone()).collect();
+        let places = place(hypervisor, spec.ram_bytes, &files)?;
+        for ((index, mapping), start) in (ranges.len()..).zip(&pmem).zip(&places) {
+            let slot = u32::try_from(index).unwrap_or(u32::MAX);
+            mem::attach_file(mapping.region(), *start, slot, &*vm)?;
+        }
         vm.create_interrupt_controllers()?;
         let wiring = Wiring::new(&console, spec.console, std::mem::take(&mut spec.ports))?;
         let mut devices = wiring.devices;
         devices.append(&mut spec.devices);
+        for ((index, file), start) in files.into_iter().enumerate().zip(places) {
+            devices.push(Box::new(Pmem::new(index, file, start)));
+        }
         let board = Board::new(&vm, &ram, wiring.com1, devices)?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
@@ -276,6 +302,9 @@ impl Machine {
             messages: Arc::default(),
             worker: worker.handle(),
         };
+        for mapping in &pmem {
+            watch_file(mapping, &mut worker, &handle)?;
+        }
         let panic_watch = Arc::new(Mutex::new(PanicWatch::default()));
         let (watch, keys) = (Arc::clone(&panic_watch), handle.clone());
         console.attach(
@@ -308,6 +337,7 @@ impl Machine {
             worker,
             handle,
             panic_watch,
+            pmem,
         })
     }
 
@@ -399,6 +429,8 @@ impl Machine {
         .then_some(Duration::from_secs(1));
         self.console.finish(patience);
         self.bus.flush_trace();
+        // A guest that lost a part of its memory has nothing to say for itself.
+        self.check_files()?;
         let outcome = self.with_panic(ended?);
         Ok(Report {
             exit_code: outcome.exit_code(),
@@ -425,6 +457,7 @@ impl Machine {
                     Message::Stop(by) => return Ok(Outcome::Stopped { by }),
                     Message::Pause => threads.pause(),
                     Message::Resume => threads.resume(),
+                    Message::FileCut => self.check_files()?,
                     Message::TimeoutPassed => {
                         let limit = self.timeout.unwrap_or_default().as_millis();
                         let limit_ms = u64::try_from(limit).unwrap_or(u64::MAX);
@@ -434,6 +467,11 @@ impl Machine {
             }
             self.worker.run()?;
         }
+    }
+
+    /// Whether the guest still has all of the files that are its memory.
+    fn check_files(&self) -> Result<(), Error> {
+        Ok(self.pmem.iter().try_for_each(pmem::Mapping::check)?)
     }
 
     fn outcome_of(&self, vcpu: u32, end: VcpuEnd) -> Result<Option<Outcome>, Error> {
@@ -466,6 +504,49 @@ impl Machine {
             other => other,
         }
     }
+}
+
+/// Has the machine end when the file is cut.
+fn watch_file(
+    mapping: &pmem::Mapping,
+    worker: &mut EventLoop,
+    handle: &MachineHandle,
+) -> io::Result<()> {
+    let Some(changes) = mapping.changes().cloned() else {
+        return Ok(());
+    };
+    let (mapping, handle) = (mapping.clone(), handle.clone());
+    let look = move |_: &mut EventLoop, _, _| {
+        mapping.acknowledge();
+        if mapping.check().is_err() {
+            handle.send(Message::FileCut);
+        }
+    };
+    worker.add(changes, worker::Interest::READ, Box::new(look))?;
+    Ok(())
+}
+
+/// Where each of the files lies in guest physical memory.
+fn place(
+    hypervisor: &dyn Hypervisor,
+    ram_bytes: u64,
+    files: &[pmem::File],
+) -> Result<Vec<GuestAddress>, Error> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sizes: Vec<u64> = files.iter().map(pmem::File::size).collect();
+    let bits = cpuid::physical_address_bits(&hypervisor.supported_cpuid()?);
+    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
+    let ranges = layout::persistent_ranges(ram_bytes, &sizes).unwrap_or_default();
+    let end = ranges.last().map_or(u64::MAX, |range| range.end);
+    if end > limit {
+        return Err(Error::TooHigh { end, bits });
+    }
+    Ok(ranges
+        .into_iter()
+        .map(|range| GuestAddress(range.start))
+        .collect())
 }
 
 /// Puts everything into RAM that must be there before the first instruction.

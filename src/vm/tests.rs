@@ -268,3 +268,91 @@ fn a_machine_pauses_resumes_and_stops_from_another_thread() {
         }
     );
 }
+
+/// A file of `bytes` bytes, open as persistent memory.
+fn persistent(scratch: &tempfile::TempDir, name: &str, bytes: u64, read_only: bool) -> pmem::File {
+    let path = scratch.path().join(name);
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(bytes).unwrap();
+    pmem::File::open(&pmem::Options { path, read_only }).unwrap()
+}
+
+#[test]
+fn files_are_memory_slots_above_ram_and_devices_after_the_others() {
+    let scratch = tempfile::tempdir().unwrap();
+    let window = |index: u64| board::VIRTIO_BASE + index * 0x1000;
+    let spec = Spec {
+        ram_bytes: 4 << 30,
+        devices: vec![Box::new(crate::virtio::dev::rng::Rng::new(0))],
+        pmem: vec![
+            persistent(&scratch, "a", 2 << 20, false),
+            persistent(&scratch, "b", 4 << 20, true),
+        ],
+        ..spec()
+    };
+    // DeviceID, and of the configuration space `start` and `size` (virtio 1.3 §4.2.2, §5.19.4).
+    let reads = [
+        (window(0) + 8, 4),
+        (window(1) + 8, 4),
+        (window(2) + 8, 4),
+        (window(1) + 0x104, 1),
+        (window(2) + 0x108, 4),
+    ];
+    let mut script: Vec<Step> = reads.map(|(at, len)| Step::Read(at, len)).to_vec();
+    script.push(Step::Shutdown);
+    let (_, transcript) = run(script, spec);
+    let slots: Vec<_> = transcript
+        .memory()
+        .iter()
+        .map(|slot| (slot.index, slot.guest >> 30, slot.len, slot.read_only))
+        .collect();
+    assert_eq!(
+        slots,
+        [
+            (0, 0, 3 << 30, false),
+            (1, 4, 1 << 30, false),
+            (2, 5, 2 << 20, false),
+            (3, 6, 4 << 20, true)
+        ]
+    );
+    let answers = transcript.answers();
+    assert_eq!(answers[..3], [[4, 0, 0, 0], [27, 0, 0, 0], [27, 0, 0, 0]]);
+    assert_eq!(answers[3], [1], "5 GiB is 0x1_4000_0000");
+    assert_eq!(answers[4], (4_u32 << 20).to_le_bytes());
+}
+
+#[test]
+fn memory_past_the_cpus_addresses_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    // A host without CPUID leaf 8000_0008 has 36 bits: 64 GiB, of which the first 4 are taken.
+    let file = persistent(&scratch, "large", 61 << 30, false);
+    let host = FakeHypervisor::new(vec![]);
+    let pmem = Spec {
+        pmem: vec![file],
+        ..spec()
+    };
+    let error = Machine::new(&host, pmem, Console::open(&Kind::Off).unwrap())
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("addresses of 36 bits"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_machine_ends_when_its_memory_is_cut() {
+    let scratch = tempfile::tempdir().unwrap();
+    let spec = Spec {
+        pmem: vec![persistent(&scratch, "file", 2 << 20, false)],
+        ..spec()
+    };
+    let host = FakeHypervisor::new(vec![Step::Hlt]);
+    let machine = Machine::new(&host, spec, Console::open(&Kind::Off).unwrap()).unwrap();
+    let path = scratch.path().join("file");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(4 << 20).unwrap();
+    file.set_len(1).unwrap();
+    let error = machine.run().unwrap_err().to_string();
+    assert!(error.contains("was cut from 2097152 to 1 bytes"), "{error}");
+}

@@ -95,6 +95,7 @@ fn without_privileges_devices_say_what_is_missing() {
     if rustix::process::geteuid().is_root() {
         cases.push(("--disk", path("mine.img"), "no permission"));
         cases.push(("--share", path("mine"), "permission"));
+        cases.push(("--pmem", path("mine.img"), "no permission"));
     }
     for (flag, value, words) in cases {
         let (code, stderr) = here.run(&[], &[flag, &value]);
@@ -125,6 +126,8 @@ fn options_that_make_no_sense_end_with_code_two() {
         ("--share", "dir,rw"),
         ("--share", "dir,tag="),
         ("--balloon", "much"),
+        ("--pmem", "a.img,rw"),
+        ("--pmem", "a.img,ro=yes"),
         ("--net", "bridge"),
         ("--net", "tap"),
         ("--net", "user,hostfwd=22"),
@@ -134,4 +137,32 @@ fn options_that_make_no_sense_end_with_code_two() {
         assert_eq!(code, Some(2), "{flag} {value}: {stderr}");
         assert!(stderr.contains(flag) && stderr.contains(value), "{stderr}");
     }
+}
+
+#[test]
+fn persistent_memory_that_cannot_be_had_is_named_with_what_to_do() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = scratch.path().join("hello.elf");
+    fs::write(&kernel, hello()).unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_owned();
+    for (name, bytes) in [("empty", 0), ("odd", 1000), ("small", 4096)] {
+        fs::File::create(path(name))
+            .unwrap()
+            .set_len(bytes)
+            .unwrap();
+    }
+    for (value, words) in [
+        ("/nonexistent.img".to_owned(), "there is no"),
+        (path(""), "is a directory"),
+        ("/dev/null".to_owned(), "is not a file"),
+        (path("empty"), "is empty"),
+        (path("odd"), "`truncate -s %2M "),
+        (path("small"), "units of 2 MiB"),
+    ] {
+        refused(&kernel, &["--pmem", &value], words);
+    }
+    let twice = path("twice");
+    fs::write(&twice, vec![0; 2 << 20]).unwrap();
+    refused(&kernel, &["--pmem", &twice, "--disk", &twice], "in use");
+    refused(&kernel, &["--pmem", &twice, "--pmem", &twice], "in use");
 }

@@ -5,6 +5,7 @@ pub mod block;
 pub mod console;
 pub mod fs;
 pub mod net;
+pub mod pmem;
 pub mod rng;
 pub mod throttle;
 pub mod timer;
