@@ -2,6 +2,8 @@
 //!
 //! They are lessons to read, tests to run, and the probes by which `sarang doctor` measures a host.
 
+pub mod plan;
+
 include!(concat!(env!("OUT_DIR"), "/guest_kernels.rs"));
 
 /// The ELF image of the bare-metal guest called `name`.
