@@ -3,6 +3,7 @@
 //! They are lessons to read, tests to run, and the probes by which `sarang doctor` measures a host.
 
 pub mod plan;
+pub mod protocol;
 
 include!(concat!(env!("OUT_DIR"), "/guest_kernels.rs"));
 
