@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
+use super::super::plan::{Command, WindowSize};
 use super::frame::{self, HEADER, Kind};
 use super::guest::{self, Guest};
 use super::host::{self, Host};
 use super::*;
-use crate::guest::plan::{Command, WindowSize};
 
 /// Numbers without a pattern: xorshift.
 struct Random(u64);
