@@ -421,7 +421,8 @@ pub fn set_umask() {
     unsafe { umask(0o022) };
 }
 
-/// Lets `command` start in a session of its own, as this user, and on its standard input as its terminal.
+/// Lets `command` start in a session of its own, with no signal blocked, as this user, and with its standard input as
+/// its terminal.
 pub fn prepare(
     command: &mut std::process::Command,
     terminal: bool,
@@ -430,10 +431,14 @@ pub fn prepare(
     groups: Vec<u32>,
 ) {
     const TIOCSCTTY: c_ulong = 0x540e;
+    const SIG_SETMASK: c_int = 2;
     let start = move || {
         // SAFETY: these calls are safe in a process that has just been forked: they allocate nothing and take no lock
         // that another thread could hold, since there is no other. `groups` is as long as it says.
         unsafe {
+            // The standard library leaves the signals blocked that this process reads from a descriptor.
+            let none = SignalSet([0; 16]);
+            check(sigprocmask(SIG_SETMASK, &none, std::ptr::null_mut()))?;
             check(setsid())?;
             if terminal {
                 check(ioctl(0, TIOCSCTTY, 0))?;
