@@ -1,9 +1,9 @@
 //! One command: its process, and the pipes or the terminal between it and the exec channel.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
 
@@ -106,28 +106,27 @@ impl Job {
         }
         let mut process = Process::new(&path);
         process
-            .args(command.arguments.get(1..).unwrap_or_default())
-            .env_clear()
-            .envs(
-                command
-                    .environment
-                    .iter()
-                    .map(|(name, value)| (name, value)),
-            )
             .current_dir(directory)
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(output))
             .stderr(Stdio::from(errors));
-        if let Some(name) = command.arguments.first() {
-            process.arg0(name);
-        }
-        sys::prepare(
-            &mut process,
-            terminal.is_some(),
-            command.user,
-            command.group,
-            command.groups.clone(),
-        );
+        let variable = |(name, value): &(OsString, OsString)| {
+            let mut variable = name.clone();
+            variable.push("=");
+            variable.push(value);
+            variable
+        };
+        let start = sys::Start {
+            program: path.as_os_str(),
+            arguments: command.arguments.iter().map(OsString::as_os_str).collect(),
+            environment: command.environment.iter().map(variable).collect(),
+            terminal: terminal.is_some(),
+            user: command.user,
+            group: command.group,
+            groups: &command.groups,
+        };
+        sys::prepare(&mut process, &start)
+            .map_err(|error| could_not("it cannot be started", error))?;
         let killed_before = killed_for_memory();
         let child = process
             .spawn()

@@ -90,31 +90,17 @@ pub fn explain(program: &Path, error: &io::Error) -> End {
                 Some(interpreter) => {
                     format!("{at} is a script for {interpreter}, which is not there")
                 }
-                None if is_elf(program) => format!("{at} needs a program loader that is not there"),
-                // The C library hands such a file to /bin/sh, which is not there.
-                None => no_program(program),
-            })
-        }
-        Some(ENOEXEC) => End::NotExecutable(no_program(program)),
+                None => format!("{at} needs a program loader that is not there"),
+        }),
+        Some(ENOEXEC) => End::NotExecutable(format!(
+            "{at} is neither a program for this machine nor a script that begins with #!"
+        )),
         Some(EACCES) => End::NotExecutable(format!("{at} may not be executed by this user")),
         Some(E2BIG) => {
             End::CouldNotStart("its arguments and variables are more than the kernel takes".into())
         }
         _ => End::CouldNotStart(format!("{at} could not be started: {error}")),
     }
-}
-
-fn no_program(file: &Path) -> String {
-    format!(
-        "{} is neither a program for this machine nor a script that begins with #!",
-        file.display()
-    )
-}
-
-fn is_elf(program: &Path) -> bool {
-    let mut magic = [0; 4];
-    File::open(program).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok())
-        && magic == *b"\x7fELF"
 }
 
 /// What stands behind `#!`.

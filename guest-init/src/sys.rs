@@ -3,7 +3,7 @@
 //! The functions are those of the C library, which the standard library brings along; the numbers are those of Linux on
 //! x86-64 (the kernel's uapi headers).
 
-use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_ulong, c_void};
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_ulong, c_void};
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -122,6 +122,8 @@ unsafe extern "C" {
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
     fn setsid() -> c_int;
+    fn execve(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char)
+    -> c_int;
     fn getpid() -> c_int;
     fn setgroups(count: usize, groups: *const u32) -> c_int;
     fn setgid(group: u32) -> c_int;
@@ -421,20 +423,42 @@ pub fn set_umask() {
     unsafe { umask(0o022) };
 }
 
-/// Lets `command` start in a session of its own, with no signal blocked, as this user, and with its standard input as
-/// its terminal.
-pub fn prepare(
-    command: &mut std::process::Command,
-    terminal: bool,
-    user: u32,
-    group: u32,
-    groups: Vec<u32>,
-) {
+/// What a process is to become.
+pub struct Start<'a> {
+    pub program: &'a OsStr,
+    pub arguments: Vec<&'a OsStr>,
+    /// Each a name, an equals sign and a value.
+    pub environment: Vec<OsString>,
+    /// Whether its standard input is its terminal.
+    pub terminal: bool,
+    pub user: u32,
+    pub group: u32,
+    pub groups: &'a [u32],
+}
+
+/// Lets `process`, of which only the directory and the standard streams count, become `start`: in a session of its own
+/// and with no signal blocked. Unlike the standard library, this does not hand to a shell what is no program.
+pub fn prepare(process: &mut std::process::Command, start: &Start<'_>) -> io::Result<()> {
     const TIOCSCTTY: c_ulong = 0x540e;
     const SIG_SETMASK: c_int = 2;
-    let start = move || {
+    let program = c_string(start.program)?;
+    let arguments = start.arguments.iter().map(|text| c_string(text));
+    let arguments = arguments.collect::<io::Result<Vec<CString>>>()?;
+    let environment = start.environment.iter().map(|text| c_string(text));
+    let environment = environment.collect::<io::Result<Vec<CString>>>()?;
+    let (terminal, user, group) = (start.terminal, start.user, start.group);
+    let groups = start.groups.to_vec();
+    let list = |strings: &[CString]| -> Vec<usize> {
+        let addresses = strings.iter().map(|string| string.as_ptr() as usize);
+        addresses.chain([0]).collect()
+    };
+    let (argv, envp) = (list(&arguments), list(&environment));
+    let become_it = move || {
+        // The lists hold the addresses of these.
+        let _ = (&arguments, &environment);
         // SAFETY: these calls are safe in a process that has just been forked: they allocate nothing and take no lock
-        // that another thread could hold, since there is no other. `groups` is as long as it says.
+        // that another thread could hold, since there is no other. `groups` is as long as it says. Both lists end in a
+        // null pointer, and the strings that they point to are owned by this closure.
         unsafe {
             // The standard library leaves the signals blocked that this process reads from a descriptor.
             let none = SignalSet([0; 16]);
@@ -448,11 +472,13 @@ pub fn prepare(
                 check(setgid(group))?;
                 check(setuid(user))?;
             }
+            let (argv, envp) = (argv.as_ptr().cast(), envp.as_ptr().cast());
+            check(execve(program.as_ptr(), argv, envp)).map(drop)
         }
-        Ok(())
     };
     // SAFETY: what runs between fork and exec is described above.
-    unsafe { command.pre_exec(start) };
+    unsafe { process.pre_exec(become_it) };
+    Ok(())
 }
 
 /// The other end of the pseudo-terminal `ptmx`, unlocked.
