@@ -233,7 +233,7 @@ impl Job {
     }
 
     /// What to wait for before the next [`Job::pump`], each with whether it is the input.
-    pub fn interests<'a>(&'a self, guest: &mut Guest) -> Vec<(PollFd, bool)> {
+    pub fn interests(&self, guest: &mut Guest) -> Vec<(PollFd, bool)> {
         let mut interests = Vec::new();
         if let Some(input) = &self.input {
             // Even when nothing is to be written, poll tells that a pipe has lost its reader. A terminal cannot.

@@ -91,7 +91,8 @@ pub fn explain(program: &Path, error: &io::Error) -> End {
                     format!("{at} is a script for {interpreter}, which is not there")
                 }
                 None => format!("{at} needs a program loader that is not there"),
-        }),
+            })
+        }
         Some(ENOEXEC) => End::NotExecutable(format!(
             "{at} is neither a program for this machine nor a script that begins with #!"
         )),

@@ -280,7 +280,10 @@ impl Server {
         }
         self.guest.error(failure);
         let start = Instant::now();
-        while !self.error_seen && !(self.handed_over && self.hung_up) {
+        while !self.error_seen {
+            if self.handed_over && self.hung_up {
+                return;
+            }
             let Some(left) = LAST_WORDS.checked_sub(start.elapsed()) else {
                 return;
             };

@@ -3,10 +3,12 @@
 //! The bare-metal guests of `guest-kernels/` are lessons to read, tests to run, and the probes by which `sarang doctor`
 //! measures a host.
 //!
-//! For a command in a Linux guest there is the program of `guest-init/`, its first process. An initramfs holds it
-//! together with the kernel modules that the guest needs and with the [`plan`] of what it is to do, and
+//! For a command in a Linux guest there is the program of `guest-init/`, its first process. [`initramfs`] packs it
+//! together with the kernel [`modules`] that the guest needs and with the [`plan`] of what it is to do, and
 //! [`protocol`] is how the VMM talks with it then.
 
+pub mod initramfs;
+pub mod modules;
 pub mod plan;
 pub mod protocol;
 
