@@ -161,7 +161,12 @@ fn mount_root(root: &FileSystem, overlay: bool) -> Result<(), Failure> {
     for directory in [place, NEW_ROOT] {
         fs::create_dir_all(directory).map_err(|error| failed(&error))?;
     }
-    mount_file_system(root, Path::new(place)).map_err(|why| failed(&why))?;
+    let root = FileSystem {
+        // Nothing is written to what lies below an overlay, and it is never unmounted.
+        read_only: root.read_only || overlay,
+        ..root.clone()
+    };
+    mount_file_system(&root, Path::new(place)).map_err(|why| failed(&why))?;
     if !overlay {
         return Ok(());
     }

@@ -16,8 +16,9 @@ use crate::sys::{self, PollFd, Reaped};
 
 /// How long the port may take to appear.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a port is looked at that the host has let go of.
+/// How often a port is looked at that the host has let go of, and one that it has not opened yet.
 const TICK: Duration = Duration::from_millis(100);
+const FIRST_TICK: Duration = Duration::from_millis(5);
 /// How long processes have to end after SIGTERM.
 const GRACE: Duration = Duration::from_millis(500);
 /// How long the host has to take init's last words.
@@ -133,7 +134,12 @@ impl Server {
             };
             fds.push(PollFd::new(port.as_fd(), events));
         }
-        let timeout = self.hung_up.then_some(TICK);
+        let tick = if guest.version().is_some() {
+            TICK
+        } else {
+            FIRST_TICK
+        };
+        let timeout = self.hung_up.then_some(tick);
         sys::wait_for(&mut fds, timeout)
             .map_err(|error| format!("waiting for the host fails: {error}"))?;
         for (fd, (id, is_input)) in fds.iter().skip(1).zip(&owners) {

@@ -14,8 +14,10 @@ use super::{Error, Module};
 /// No module is larger than this once it is unpacked.
 const MOST: u64 = 256 << 20;
 
+type Unpack = fn(&[u8]) -> io::Result<Vec<u8>>;
+
 /// How modules are packed, by the ends of their files' names.
-const PACKINGS: [(&str, fn(&[u8]) -> io::Result<Vec<u8>>); 4] = [
+const PACKINGS: [(&str, Unpack); 4] = [
     (".ko", |bytes| Ok(bytes.to_vec())),
     (".ko.xz", |bytes| {
         bounded(lzma_rust2::XzReader::new(bytes, true))

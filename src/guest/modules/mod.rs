@@ -14,7 +14,7 @@ mod version;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use tree::Tree;
 pub use version::{kernel_version, takes_modules};
@@ -71,9 +71,35 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
+/// The modules for `needs` of the kernel `image`, which is in the file `kernel`; `given` is where the user says they are.
+/// None at all, if this kernel takes no modules: then it has inside what it has.
+///
+/// # Errors
+/// When there are modules and they cannot be had.
+pub fn load(
+    image: &[u8],
+    kernel: &Path,
+    given: Option<&Path>,
+    needs: &[Need],
+) -> Result<Vec<Module>, Error> {
+    let version = kernel_version(image).ok_or_else(|| Error::NoVersion {
+        kernel: kernel.to_owned(),
+    })?;
+    match Tree::find(&version, given, kernel) {
+        Ok(tree) => tree.load(needs),
+        Err(Error::NoTree { .. }) if !takes_modules(image, &version) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Why a kernel's modules cannot be had: a sentence that names the kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(
+        "{kernel} does not say which version of Linux it is, so its modules cannot be found; use a Linux bzImage or \
+         vmlinux"
+    )]
+    NoVersion { kernel: PathBuf },
     #[error(
         "the modules of kernel {version} are not in {looked}; install its package, or name the directory that has \
          them with --modules"

@@ -393,3 +393,19 @@ fn a_kernel_shows_whether_it_takes_modules() {
         assert_eq!(takes_modules(text.as_bytes(), "6.1-x"), takes, "{text}");
     }
 }
+
+#[test]
+fn a_kernel_without_modules_needs_none_and_a_stranger_is_refused() {
+    let nowhere = Path::new("/nonexistent/boot/vmlinux");
+    let version = "0.0.1-of-no-host";
+    let without = format!("\x7fELF..Linux version {version} (gcc)\0");
+    let with = format!("{without}{version} SMP mod_unload \0");
+    let load = |image: &str| super::load(image.as_bytes(), nowhere, None, &[Need::Fs]);
+    assert_eq!(load(&without).unwrap(), []);
+    assert!(matches!(load(&with), Err(Error::NoTree { .. })));
+    let why = load("\x7fELF, but no Linux").unwrap_err().to_string();
+    assert!(
+        why.contains("/nonexistent/boot/vmlinux does not say"),
+        "{why}"
+    );
+}
