@@ -6,11 +6,12 @@
 //!
 //! A virtio device runs on the event loop altogether, so its backend needs no queue of bytes: [`net`] moves frames when it
 //! is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor. [`rate`] says how
-//! much of it a guest may have.
+//! much of it a guest may have. [`image`] makes a root disk of a directory, a tar or a container image.
 
 mod byte_queue;
 pub mod console;
 pub mod disk;
+pub mod image;
 pub mod net;
 pub mod rate;
 
