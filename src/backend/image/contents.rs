@@ -91,12 +91,11 @@ impl Contents {
         data: &[(u64, u64)],
     ) -> Contents {
         let mut pieces: Vec<Piece> = Vec::new();
-        for (start, len) in data {
-            let start =
-                (start / CHUNK * CHUNK).max(pieces.last().map_or(0, |last| last.at + last.len));
-            let end = (start.max(start.saturating_add(*len)))
-                .next_multiple_of(CHUNK)
-                .min(size);
+        for (first, len) in data {
+            let before = pieces.last().map_or(0, |last| last.at + last.len);
+            let start = (first / CHUNK * CHUNK).max(before);
+            let end = first.saturating_add(*len).div_ceil(CHUNK);
+            let end = end.saturating_mul(CHUNK).min(size);
             if start < end {
                 pieces.push(Piece {
                     at: start,

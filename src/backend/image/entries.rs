@@ -162,7 +162,8 @@ impl<R: Input> Entries<R> {
                     | EntryType::Fifo
             );
             let extension = matches!(kind.as_byte(), b'L' | b'K' | b'x' | b'g');
-            let mut size = header.entry_size().map_err(|_| field("size"))?;
+            let stored = header.entry_size();
+            let mut size = or_blank(stored, &header.as_old().size, "size")?;
             if !extension && let Some(long) = records.number("size")? {
                 size = long;
             }
@@ -442,16 +443,17 @@ pub(super) fn is_header(block: &[u8]) -> bool {
 }
 
 fn attributes(header: &Header, records: &Records) -> io::Result<Attributes> {
-    let mode = header.mode().map_err(|_| field("mode"))? & 0o7777;
-    let owner = |key: &str, id: io::Result<u64>| -> io::Result<u32> {
+    let old = header.as_old();
+    let mode = or_blank(header.mode(), &old.mode, "mode")? & 0o7777;
+    let owner = |key: &str, id: io::Result<u64>, bytes: &[u8]| -> io::Result<u32> {
         let id = match records.number(key)? {
             Some(id) => id,
-            None => id.map_err(|_| field(key))?,
+            None => or_blank(id, bytes, key)?,
         };
         u32::try_from(id).map_err(|_| field(key))
     };
-    let uid = owner("uid", header.uid())?;
-    let gid = owner("gid", header.gid())?;
+    let uid = owner("uid", header.uid(), &old.uid)?;
+    let gid = owner("gid", header.gid(), &old.gid)?;
     let mtime = match records.get("mtime") {
         Some(text) => time(text).ok_or_else(|| field("mtime"))?,
         // Some archives have no time.
@@ -472,6 +474,15 @@ fn attributes(header: &Header, records: &Records) -> io::Result<Attributes> {
         mtime: bounded(mtime),
         xattrs,
     })
+}
+
+/// The number in a field of a header, or 0 if nothing is written there.
+fn or_blank<T: Default>(number: io::Result<T>, bytes: &[u8], name: &str) -> io::Result<T> {
+    match number {
+        Ok(number) => Ok(number),
+        Err(_) if bytes.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::default()),
+        Err(_) => Err(field(name)),
+    }
 }
 
 /// The nearest time that ext4 can tell.
@@ -670,7 +681,7 @@ mod tests {
             assert!(error.to_string().contains(words), "{error}");
         }
         for text in [
-            "9", "99 a=b\n", "x a=b\n", "5 ab\n", "6 a=b\n", "2 a=b\n", "0 a=b\n",
+            "9", "99 a=b\n", "x a=b\n", "5 ab\n", "7 a=b\n", "2 a=b\n", "0 a=b\n",
         ] {
             assert!(Records::default().add(text.as_bytes()).is_err(), "{text}");
         }

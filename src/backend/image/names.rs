@@ -137,6 +137,10 @@ impl Directory<'_> {
                 block.fill(0);
                 set_record(&mut block, 0, BLOCK - TAIL);
             }
+            let tail = BLOCK - TAIL;
+            block[tail..].fill(0);
+            set_record(&mut block, tail, TAIL);
+            block[tail + 7] = 0xde;
             let found: Result<Vec<_>, _> = DirentIter::new(&block)
                 .map(|entry| entry.map(|entry| (entry.offset + 8, entry.name.to_vec())))
                 .collect();
@@ -147,10 +151,6 @@ impl Directory<'_> {
                     block[offset..offset + real.len()].copy_from_slice(real);
                 }
             }
-            let tail = BLOCK - TAIL;
-            block[tail..].fill(0);
-            set_record(&mut block, tail, TAIL);
-            block[tail + 7] = 0xde;
             let sum = csum::dirent_block(seed, &block);
             block[tail + 8..].copy_from_slice(&sum.to_le_bytes());
             self.file.write_all_at(&block, at)?;

@@ -614,7 +614,7 @@ mod tests {
         for (target, words) in [
             ("gone", "not there"),
             ("", "directory"),
-            ("other/x", "not a dir"),
+            ("other/x", "not there"),
         ] {
             let why = tree.link(b"new", target.as_bytes()).unwrap_err();
             assert!(why.contains(words), "{target}: {why}");
