@@ -19,6 +19,8 @@ use super::tree::Attributes;
 const BLOCK: u64 = 512;
 /// The most bytes of a long name, an extended header or the map of a sparse file.
 const EXTENSION_MAX: u64 = 1 << 20;
+/// Extended headers in front of one entry.
+const EXTENSIONS_MAX: u32 = 64;
 /// Seconds since 1970 that ext4 can tell: its timestamps have 34 bits (1901 to 2446).
 const SECONDS: std::ops::RangeInclusive<i64> = -(1 << 31)..=(3 << 32) + (1 << 31) - 1;
 
@@ -29,9 +31,17 @@ pub(super) enum Type {
     Directory,
     Symlink,
     HardLink,
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
+    /// Something that is not known, with its type in the archive.
+    Unknown(u8),
 }
 
 #[derive(Debug)]
@@ -144,9 +154,8 @@ impl<R: Input> Entries<R> {
         let mut records = self.global.clone();
         let mut long_path = None;
         let mut long_link = None;
-        loop {
-            self.pass(self.contents + self.padding)?;
-            (self.contents, self.padding) = (0, 0);
+        for _ in 0..=EXTENSIONS_MAX {
+            while self.pass()? {}
             let Some(header) = self.header()? else {
                 return Ok(None);
             };
@@ -183,15 +192,14 @@ impl<R: Input> Entries<R> {
                 }
                 b'M' => return Err(invalid("it is one of several volumes")),
                 _ => {
-                    let entry =
-                        self.entry(&header, &records, long_path.take(), long_link.take())?;
-                    if let Some(entry) = entry {
-                        return Ok(Some(entry));
-                    }
-                    records = self.global.clone();
+                    let entry = self.entry(&header, &records, long_path, long_link)?;
+                    return Ok(Some(entry));
                 }
             }
         }
+        Err(invalid(format!(
+            "it has more than {EXTENSIONS_MAX} extended headers for one entry"
+        )))
     }
 
     /// Reads a part of the current entry's contents. Nothing is left when the result is 0.
@@ -261,7 +269,7 @@ impl<R: Input> Entries<R> {
         records: &Records,
         long_path: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
-    ) -> io::Result<Option<Entry>> {
+    ) -> io::Result<Entry> {
         let text = |key: &str| records.get(key).map(<[u8]>::to_vec);
         let path = text("GNU.sparse.name")
             .or_else(|| text("path"))
@@ -287,21 +295,14 @@ impl<R: Input> Entries<R> {
             b'4' => device().map(|(major, minor)| Type::BlockDevice { major, minor })?,
             b'5' | b'D' => Type::Directory,
             b'6' => Type::Fifo,
-            other => {
-                log::warn!(
-                    "`{}` is left out: tar entries of type `{}` are not known",
-                    String::from_utf8_lossy(&path),
-                    other.escape_ascii()
-                );
-                return Ok(None);
-            }
+            other => Type::Unknown(other),
         };
         let attributes = attributes(header, records)?;
         let (size, map) = match kind {
             Type::File => self.sparse(header, records)?,
             _ => (0, None),
         };
-        Ok(Some(Entry {
+        Ok(Entry {
             path,
             link,
             kind,
@@ -309,7 +310,7 @@ impl<R: Input> Entries<R> {
             size,
             offset: self.position,
             map,
-        }))
+        })
     }
 
     /// The size of a file, and its map if it is sparse.
@@ -411,13 +412,24 @@ impl<R: Input> Entries<R> {
         }
     }
 
-    fn pass(&mut self, len: u64) -> io::Result<()> {
-        self.input.skip(len).map_err(|error| match error.kind() {
+    /// Passes over a part of what has not been read of the current entry. The result is whether there was any.
+    ///
+    /// # Errors
+    /// When the archive is cut short.
+    pub fn pass(&mut self) -> io::Result<bool> {
+        let left = self.contents + self.padding;
+        if left == 0 {
+            return Ok(false);
+        }
+        let skipped = self.input.skip(left).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => cut_short(),
             _ => error,
         })?;
-        self.position += len;
-        Ok(())
+        self.position += skipped;
+        let of_contents = skipped.min(self.contents);
+        self.contents -= of_contents;
+        self.padding -= skipped - of_contents;
+        Ok(true)
     }
 }
 
@@ -668,6 +680,20 @@ mod tests {
     }
 
     #[test]
+    fn extended_headers_without_an_entry_are_not_read_for_ever() {
+        let bytes = header("long", EntryType::GNULongName, 0)
+            .as_bytes()
+            .repeat(66);
+        let error = first(&bytes).unwrap_err();
+        assert!(error.to_string().contains("more than 64"), "{error}");
+        // So are those that say a little each, time and again.
+        let record = |key: usize| format!("1000 k{key:04}={}\n", "v".repeat(988));
+        let mut records = Records::default();
+        let refused = (0..2000).find_map(|key| records.add(record(key).as_bytes()).err());
+        assert!(refused.is_some());
+    }
+
+    #[test]
     fn malformed_extended_headers_are_refused() {
         for (records, words) in [
             (&[("uid", &b"-1"[..])], "uid"),
@@ -732,7 +758,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_type_is_left_out_and_its_long_name_goes_with_it() {
+    fn the_long_name_of_an_entry_of_an_unknown_type_is_not_that_of_the_next() {
         let mut builder = tar::Builder::new(Vec::new());
         builder
             .append_pax_extensions([("path", &b"unknown"[..])])
@@ -741,10 +767,14 @@ mod tests {
         builder.append(&unknown, &b"abc"[..]).unwrap();
         let known = header("known/", EntryType::Regular, 0);
         builder.append(&known, io::empty()).unwrap();
-        let entry = first(&builder.into_inner().unwrap()).unwrap();
-        assert_eq!(
-            (&entry.path[..], entry.kind),
-            (&b"known/"[..], Type::Directory)
-        );
+        let bytes = builder.into_inner().unwrap();
+        let mut entries = entries(&bytes);
+        for (path, kind) in [
+            (&b"unknown"[..], Type::Unknown(b'V')),
+            (b"known/", Type::Directory),
+        ] {
+            let entry = entries.next().unwrap().unwrap();
+            assert_eq!((&entry.path[..], entry.kind), (path, kind));
+        }
     }
 }

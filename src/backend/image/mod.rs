@@ -97,6 +97,7 @@ pub struct Build<'a> {
 /// A root disk that has been made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Built {
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     /// Bytes of the file system.
     pub size: u64,
@@ -112,6 +113,7 @@ pub struct Built {
 /// What there is to say about a source without unpacking it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Summary {
+    #[serde(serialize_with = "as_text")]
     pub path: PathBuf,
     pub kind: &'static str,
     pub compression: Option<&'static str>,
@@ -345,37 +347,28 @@ impl Source {
             return Ok(());
         }
         let mut packed = Hashed::new(blob.clone());
-        let (done, diff_id) = {
-            let mut unpacked = Hashed::new(compression.unpack(&mut packed));
-            let mut entries = Entries::new(Sequential(&mut unpacked));
-            let done = unpack.all(&part, &mut entries);
-            if plain.is_some() && done.is_ok() {
-                self.warn_of_no_end(&entries);
-            }
-            (done, unpacked.finish())
-        };
-        if plain.is_some() {
-            done?;
-            return diff_id.map(|_| ()).map_err(|error| self.damaged(&error));
+        let mut unpacked = Hashed::new(compression.unpack(&mut packed));
+        let mut entries = Entries::new(Sequential(&mut unpacked));
+        let mut done = unpack.all(&part, &mut entries);
+        if plain.is_some() && done.is_ok() {
+            self.warn_of_no_end(&entries);
         }
-        // If something is wrong with the disk or the user has had enough, the digest does not matter.
-        if let Err(error) = &done
-            && !matches!(error, Error::Archive { .. } | Error::Entry { .. })
+        if done.is_ok() {
+            done = unpack.drain(&part, &mut unpacked);
+        }
+        let diff_id = unpacked.digest();
+        // A damaged layer is damaged first of all, whatever its damage leads to. If the disk is full or somebody has
+        // had enough, its digest does not matter.
+        if let (Some(expected), Ok(()) | Err(Error::Archive { .. } | Error::Entry { .. })) =
+            (&layer.digest, &done)
         {
-            return done;
+            unpack.drain(&part, &mut packed)?;
+            self.verify("a layer", expected, &packed.digest())?;
         }
-        // A damaged layer is damaged first of all, whatever its damage leads to.
-        let found = packed.finish().map_err(Error::reading(&self.path))?;
-        self.verify("a layer", layer.digest.as_ref(), &found)?;
         done?;
-        let found = diff_id.map_err(|error| self.damaged(&error))?;
-        self.verify("an unpacked layer", layer.diff_id.as_ref(), &found)
-    }
-
-    fn damaged(&self, error: &std::io::Error) -> Error {
-        Error::Archive {
-            path: self.path.clone(),
-            why: format!("it does not unpack ({error})"),
+        match &layer.diff_id {
+            Some(expected) => self.verify("an unpacked layer", expected, &diff_id),
+            None => Ok(()),
         }
     }
 
@@ -388,16 +381,16 @@ impl Source {
         }
     }
 
-    fn verify(&self, what: &str, expected: Option<&String>, found: &str) -> Result<()> {
-        match expected {
-            Some(expected) if expected != found => Err(Error::Digest {
-                path: self.path.clone(),
-                what: what.to_owned(),
-                expected: expected.clone(),
-                found: found.to_owned(),
-            }),
-            _ => Ok(()),
+    fn verify(&self, what: &str, expected: &str, found: &str) -> Result<()> {
+        if expected == found {
+            return Ok(());
         }
+        Err(Error::Digest {
+            path: self.path.clone(),
+            what: what.to_owned(),
+            expected: expected.to_owned(),
+            found: found.to_owned(),
+        })
     }
 
     /// The files of an image. A compressed archive is first unpacked to a nameless file in the directory `room`.
@@ -435,6 +428,14 @@ impl Source {
             _ => oci::choose(blobs, self.reference()),
         }
     }
+}
+
+/// JSON has no paths that are not UTF-8; what is not is shown as well as can be.
+fn as_text<S: serde::Serializer>(
+    path: &Path,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// Takes a reference from behind a path: what stands after `@`, or after a `:` before which there is something. A path

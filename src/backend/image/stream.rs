@@ -7,13 +7,16 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
+/// Bytes that are passed over at once where they have to be read for that.
+const SKIPPED_AT_ONCE: u64 = 1 << 20;
+
 /// Something that is read from its beginning to its end, and can pass over a part.
 pub(super) trait Input: Read {
-    /// Passes over `len` bytes.
+    /// Passes over `len` bytes, or a part of them if that takes long. The result is how many.
     ///
     /// # Errors
     /// When there are not that many, or they cannot be read.
-    fn skip(&mut self, len: u64) -> io::Result<()>;
+    fn skip(&mut self, len: u64) -> io::Result<u64>;
 }
 
 /// A part of a file.
@@ -37,13 +40,13 @@ impl Read for Range {
 }
 
 impl Input for Range {
-    fn skip(&mut self, len: u64) -> io::Result<()> {
+    fn skip(&mut self, len: u64) -> io::Result<u64> {
         self.len = self
             .len
             .checked_sub(len)
             .ok_or(io::ErrorKind::UnexpectedEof)?;
         self.offset += len;
-        Ok(())
+        Ok(len)
     }
 }
 
@@ -57,12 +60,13 @@ impl<R: Read> Read for Sequential<R> {
 }
 
 impl<R: Read> Input for Sequential<R> {
-    fn skip(&mut self, len: u64) -> io::Result<()> {
+    fn skip(&mut self, len: u64) -> io::Result<u64> {
+        let len = len.min(SKIPPED_AT_ONCE);
         let skipped = io::copy(&mut (&mut self.0).take(len), &mut io::sink())?;
         if skipped < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(())
+        Ok(len)
     }
 }
 
@@ -80,10 +84,9 @@ impl<R: Read> Hashed<R> {
         }
     }
 
-    /// Reads what is left. The result is the digest of everything.
-    pub fn finish(mut self) -> io::Result<String> {
-        io::copy(&mut self, &mut io::sink())?;
-        Ok(hex(&self.hash.finalize()))
+    /// The digest of what has been read.
+    pub fn digest(self) -> String {
+        hex(&self.hash.finalize())
     }
 }
 

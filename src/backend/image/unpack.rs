@@ -5,6 +5,7 @@
 //! names with `.wh..wh.` belong to the storage driver that wrote them, and mean nothing elsewhere.
 
 use std::fs::File;
+use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ impl Unpack<'_, '_> {
     /// One sentence about what is wrong with the archive, or with the disk.
     pub fn all<R: Input>(&mut self, part: &Part<'_>, entries: &mut Entries<R>) -> Result<()> {
         let path = self.path;
-        let damaged = |error: std::io::Error| Error::Archive {
+        let damaged = |error: io::Error| Error::Archive {
             path: path.to_owned(),
             why: error.to_string(),
         };
@@ -57,6 +58,9 @@ impl Unpack<'_, '_> {
                 continue;
             }
             self.entry(part, entry, entries)?;
+            while entries.pass().map_err(damaged)? {
+                self.tell(part, entries.position())?;
+            }
             if let Some(limit) = self.limit
                 && self.tree.bytes() > limit
             {
@@ -67,6 +71,28 @@ impl Unpack<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Reads what is left of something whose digest is wanted.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the work is ended.
+    pub fn drain(&mut self, part: &Part<'_>, mut rest: impl Read) -> Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            self.tell(part, part.total)?;
+            match rest.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    return Err(Error::Archive {
+                        path: self.path.to_owned(),
+                        why: format!("it does not unpack ({error})"),
+                    });
+                }
+            }
+        }
     }
 
     fn tell(&mut self, part: &Part<'_>, done: u64) -> Result<()> {
@@ -138,6 +164,14 @@ impl Unpack<'_, '_> {
             Type::CharDevice { major, minor } => Kind::CharDevice { major, minor },
             Type::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
             Type::Fifo => Kind::Fifo,
+            Type::Unknown(kind) => {
+                log::warn!(
+                    "`{}` is left out: tar entries of type `{}` are not known",
+                    entry.path.escape_ascii(),
+                    kind.escape_ascii()
+                );
+                return Ok(());
+            }
         };
         let put = self.tree.put(&entry.path, entry.attributes.clone(), kind);
         put.map_err(|why| self.refused(&entry, why))
@@ -184,7 +218,7 @@ impl Unpack<'_, '_> {
                 let read = entries
                     .read(&mut buffer[..want])
                     .and_then(|read| match read {
-                        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                        0 => Err(io::ErrorKind::UnexpectedEof.into()),
                         read => Ok(read),
                     });
                 let read = read.map_err(|error| Error::Archive {

@@ -247,9 +247,9 @@ fn a_size_that_is_too_small_is_told_with_one_that_is_enough() {
     assert_eq!(left_in(scratch.path()), ["tar"]);
     with(90 << 20).unwrap();
     check(&disk);
-    with(1 << 40).unwrap();
+    with(64 << 30).unwrap();
     check(&disk);
-    assert_eq!(fs::metadata(&disk).unwrap().len(), 1 << 40);
+    assert_eq!(fs::metadata(&disk).unwrap().len(), 64 << 30);
     let stats = String::from_utf8(debugfs(&disk, b"stats")).unwrap();
     says(&stats, &["root"]);
 }
