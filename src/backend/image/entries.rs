@@ -24,6 +24,9 @@ const EXTENSIONS_MAX: u32 = 64;
 /// Seconds since 1970 that ext4 can tell: its timestamps have 34 bits (1901 to 2446).
 const SECONDS: std::ops::RangeInclusive<i64> = -(1 << 31)..=(3 << 32) + (1 << 31) - 1;
 
+/// The parts of a sparse file: the first byte and length of each.
+pub(super) type Map = Vec<(u64, u64)>;
+
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {
@@ -57,7 +60,7 @@ pub(super) struct Entry {
     /// Where its contents begin in the archive.
     pub offset: u64,
     /// The parts of a sparse file that are in the archive, one after the other: their first byte and length.
-    pub map: Option<Vec<(u64, u64)>>,
+    pub map: Option<Map>,
 }
 
 /// The records of extended headers.
@@ -314,11 +317,7 @@ impl<R: Input> Entries<R> {
     }
 
     /// The size of a file, and its map if it is sparse.
-    fn sparse(
-        &mut self,
-        header: &Header,
-        records: &Records,
-    ) -> io::Result<(u64, Option<Vec<(u64, u64)>>)> {
+    fn sparse(&mut self, header: &Header, records: &Records) -> io::Result<(u64, Option<Map>)> {
         let (size, map) = if header.entry_type() == EntryType::GNUSparse {
             let gnu = header.as_gnu().ok_or_else(|| field("type"))?;
             let size = gnu.real_size().map_err(|_| field("size"))?;
@@ -354,7 +353,7 @@ impl<R: Input> Entries<R> {
     }
 
     /// The map of a sparse file in GNU's own format: four parts in the header, and more in blocks behind it.
-    fn gnu_map(&mut self, header: &tar::GnuHeader) -> io::Result<Vec<(u64, u64)>> {
+    fn gnu_map(&mut self, header: &tar::GnuHeader) -> io::Result<Map> {
         let mut parts = Vec::new();
         let mut add = |part: &tar::GnuSparseHeader| -> io::Result<()> {
             if !part.is_empty() {
@@ -382,7 +381,7 @@ impl<R: Input> Entries<R> {
     }
 
     /// The map of a sparse file in GNU tar's format 1.0: decimal numbers in the first blocks of the contents.
-    fn pax_map(&mut self) -> io::Result<Vec<(u64, u64)>> {
+    fn pax_map(&mut self) -> io::Result<Map> {
         let mut text = Vec::new();
         loop {
             if text.len() as u64 >= EXTENSION_MAX || self.contents < BLOCK {
@@ -531,7 +530,7 @@ fn number<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn pairs(numbers: &[u64]) -> io::Result<Vec<(u64, u64)>> {
+fn pairs(numbers: &[u64]) -> io::Result<Map> {
     let (pairs, rest) = numbers.as_chunks::<2>();
     if !rest.is_empty() {
         return Err(field("map"));

@@ -10,7 +10,7 @@
 //!             ──▶ blobs ──▶ oci, docker ──▶ layers ──▶ unpack ▶
 //! ```
 //!
-//! An archive is not trusted. Digests are verified, paths are resolved inside the [`tree`] and never on the host, and
+//! An archive is not trusted. Digests are verified, paths are resolved inside the tree and never on the host, and
 //! what it may take of memory and disk is bounded.
 //!
 //! How a container image wants to be run goes into the root disk as `/.sarang/config.json` (an [`ImageConfig`]), where

@@ -34,6 +34,10 @@ const RECOVER: u32 = 0x4;
 /// Puts the configuration into a tree.
 pub(super) fn put_config(tree: &mut Tree, config: &ImageConfig) {
     let json = serde_json::to_vec_pretty(config).unwrap_or_default();
+    if json.len() as u64 > READ_MAX {
+        log::warn!("how the image wants to be run is not remembered: it has too much to say");
+        return;
+    }
     let root = super::tree::ROOT;
     // By name, not by path, so that a link of this name leads nowhere else.
     let directory = tree.put_in(

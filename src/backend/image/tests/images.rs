@@ -7,7 +7,7 @@ const PASSWD: &str = "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n";
 const GROUP: &str = "root:x:0:\nwww:x:34:\nlog:x:40:web\n";
 
 /// Three layers, each compressed in another way, that replace, hide and link what is in the ones below.
-fn layers() -> Vec<(Vec<u8>, fn(&[u8]) -> Vec<u8>)> {
+fn layers() -> Vec<Packed> {
     let below = Tar::new()
         .directory("etc/", 0o755)
         .file("etc/passwd", PASSWD)
@@ -95,7 +95,7 @@ fn check_contents(disk: &Path) {
 }
 
 /// The same image as `docker save` writes it.
-fn docker(config: &Value, layers: &[(Vec<u8>, fn(&[u8]) -> Vec<u8>)], tags: &[&str]) -> Vec<u8> {
+fn docker(config: &Value, layers: &[Packed], tags: &[&str]) -> Vec<u8> {
     let diff_ids: Vec<String> = layers.iter().map(|(tar, _)| digest(tar)).collect();
     let configuration = json!({
         "os": "linux", "architecture": "amd64", "config": config,
@@ -152,9 +152,8 @@ fn layers_are_applied_one_above_the_other_whatever_the_image_comes_in() {
 #[test]
 fn an_image_is_chosen_by_tag_digest_and_platform() {
     let mut layout = Layout::new();
-    let layer = |text: &str| -> Vec<(Vec<u8>, fn(&[u8]) -> Vec<u8>)> {
-        vec![(Tar::new().file("which", text).finish(), plain)]
-    };
+    let layer =
+        |text: &str| -> Vec<Packed> { vec![(Tar::new().file("which", text).finish(), plain)] };
     let one = layout.manifest(&json!({}), ("linux", "amd64"), &layer("one"));
     let arm = layout.manifest(&json!({}), ("linux", "arm64"), &layer("arm"));
     let two = layout.manifest(&json!({}), ("linux", "amd64"), &layer("two"));

@@ -116,6 +116,9 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
+/// The tar of a layer, and how it is compressed.
+pub type Packed = (Vec<u8>, fn(&[u8]) -> Vec<u8>);
+
 /// An OCI image layout in the making: files by name.
 #[derive(Clone)]
 pub struct Layout {
@@ -140,12 +143,7 @@ impl Layout {
     }
 
     /// A manifest with its configuration and layers: tars, packed as they should be.
-    pub fn manifest(
-        &mut self,
-        config: &Value,
-        platform: (&str, &str),
-        layers: &[(Vec<u8>, fn(&[u8]) -> Vec<u8>)],
-    ) -> Value {
+    pub fn manifest(&mut self, config: &Value, platform: (&str, &str), layers: &[Packed]) -> Value {
         let diff_ids: Vec<String> = layers.iter().map(|(tar, _)| digest(tar)).collect();
         let configuration = json!({
             "os": platform.0,
@@ -196,7 +194,7 @@ impl Layout {
 }
 
 /// A layout with one image of these layers.
-pub fn image(config: &Value, layers: &[(Vec<u8>, fn(&[u8]) -> Vec<u8>)]) -> Layout {
+pub fn image(config: &Value, layers: &[Packed]) -> Layout {
     let mut layout = Layout::new();
     let manifest = layout.manifest(config, ("linux", "amd64"), layers);
     layout.tag(manifest, "latest");
