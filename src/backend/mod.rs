@@ -7,11 +7,12 @@
 //! A virtio device runs on the event loop altogether, so its backend mostly needs no queue of bytes: [`net`] moves
 //! frames when it is called; [`disk`] starts an operation on guest RAM and hears of its end through a descriptor, and
 //! [`share`] does so with messages; [`pmem`] gives the guest a file as memory. [`rate`] says how much of it a guest may
-//! have.
+//! have. [`image`] makes a root disk of a directory, a tar or a container image.
 
 mod byte_queue;
 pub mod console;
 pub mod disk;
+pub mod image;
 pub mod net;
 pub mod pmem;
 pub mod port;

@@ -7,6 +7,7 @@ mod balloon;
 mod console;
 mod disk;
 mod doctor;
+mod image;
 mod kernels;
 mod net;
 mod options;
@@ -35,6 +36,7 @@ const USAGE: u8 = 2;
     after_help = "Examples:\n  \
         sarang run -k vmlinuz -i initrd.img -c 2 -m 1G    boot Linux to a serial console\n  \
         sarang run                                        find a kernel by itself\n  \
+        sarang image build ./rootfs root.ext4             make a root disk\n  \
         sarang doctor                                     can this host run guests?",
     subcommand_required = true,
     arg_required_else_help = true
@@ -50,6 +52,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Run(Box<run::Arguments>),
+    Image(image::Arguments),
     Doctor(doctor::Arguments),
     /// Print a completion script for a shell
     #[command(
@@ -76,6 +79,7 @@ pub fn main() -> u8 {
     start_log(cli.verbose);
     let result = match cli.verb {
         Verb::Run(arguments) => run::main(*arguments),
+        Verb::Image(arguments) => image::main(&arguments),
         Verb::Doctor(arguments) => doctor::main(&arguments),
         Verb::Completions { shell } => completions(shell),
         Verb::Man => man(),
@@ -150,6 +154,24 @@ mod tests {
     #[test]
     fn the_table_of_flags_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_images_out_of_range_are_refused_with_a_sentence() {
+        for (flag, value, words) in [
+            ("--size", "12", "needs a unit"),
+            ("--size", "big", "is not a size"),
+            ("--size", "15M", "at least 16M"),
+            ("--size", "16T", "at most 15T"),
+            ("--size", "99999999999999999999G", "is not a size"),
+            ("--label", "", "1 to 16 bytes"),
+            ("--label", "a name that is too long", "1 to 16 bytes"),
+        ] {
+            let line = ["sarang", "image", "build", "a", "b", flag, value];
+            let error = Cli::try_parse_from(line).err().unwrap();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(words), "{flag} {value}: {error}");
+        }
     }
 
     #[test]
