@@ -4,6 +4,7 @@
 //! and the man page.
 
 mod balloon;
+mod command;
 mod console;
 mod disk;
 mod doctor;
@@ -78,7 +79,7 @@ pub fn main() -> u8 {
     };
     start_log(cli.verbose);
     let result = match cli.verb {
-        Verb::Run(arguments) => run::main(*arguments),
+        Verb::Run(arguments) => run::main(*arguments, cli.verbose > 0),
         Verb::Image(arguments) => image::main(&arguments),
         Verb::Doctor(arguments) => doctor::main(&arguments),
         Verb::Completions { shell } => completions(shell),

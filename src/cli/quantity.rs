@@ -100,6 +100,19 @@ pub(super) fn show_ram(bytes: u64) -> String {
     }
 }
 
+/// vCPUs for a guest that is to use the host well.
+pub(super) fn host_cpus() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    u32::try_from(cpus).unwrap_or(1).min(8)
+}
+
+/// A quarter of the host's RAM, from 512 MiB to 4 GiB.
+pub(super) fn share_of_host_ram() -> u64 {
+    let host = rustix::system::sysinfo();
+    let total = (host.totalram as u64).saturating_mul(host.mem_unit.into());
+    (total / 4).clamp(512 << 20, 4 << 30) & !((2 << 20) - 1)
+}
+
 /// Parses a number of vCPUs.
 pub(super) fn cpus(text: &str) -> Result<u32, String> {
     text.parse()

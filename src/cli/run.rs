@@ -1,31 +1,42 @@
 //! `sarang run`: boots a guest and stays with it to its end.
 
-use std::io::Write;
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::command::{self, Root};
 use super::console;
 use super::kernels::{Found, Places};
 use super::net::{self, Cards, Network};
 use super::share::{self, Share};
 use super::{Result, USAGE, quantity, say};
-use crate::backend::console::Console;
+use crate::backend::console::{Console, Kind};
+use crate::guest::modules::Need;
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
 use crate::virtio::VirtioDevice;
 use crate::virtio::dev::rng::Rng;
-use crate::vm::{Image, Machine, Report, Spec};
+use crate::vm::{Image, Machine, Outcome, Report, Spec};
 
 /// After the words about the console: the guest reboots by the ACPI reset register (on hardware-reduced machines Linux
 /// would ask EFI otherwise, which is not there), and a panic ends the run rather than hang it.
 const COMMAND_LINE: &str = "reboot=a panic=-1";
 
-/// Boot a guest and stay with it until it ends
+/// Lines of the guest's console that are shown when a run fails.
+const LOG_LINES: usize = 40;
+
+/// Run a command in a guest, or boot a guest, and stay with it until it ends
 #[derive(Args)]
 #[command(after_help = "\
+With a command, the guest has the host's own files, and what it writes is gone afterwards, except in the current
+directory. The command has this terminal or these pipes, and its status is the status of the run. Ctrl-C
+interrupts it; when it does not run on a terminal, a second Ctrl-C ends the guest.
+
 Without --kernel, the first of these is booted: $SARANG_KERNEL, ./vmlinux, ./bzImage,
 ./arch/x86/boot/bzImage, sarang's cache, /boot/vmlinuz-$(uname -r), the newest /boot/vmlinuz*.
 
@@ -48,9 +59,15 @@ Without mac=, a card's address follows from --name and its place, and is always 
 A directory is shared with --share and mounted in the guest: mount -t virtiofs TAG /mnt
 
 Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
-124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port.
+124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port. With a
+command: its own, 128+N if signal N killed it, 126 if it cannot be executed, 127 if it is not there.
 
 Examples:
+  sarang run -- uname -a
+  sarang run -c 4 -m 2G -- make -j4 test
+  sarang run -k ./bzImage -- ./selftest
+  sarang run --root debian.ext4 -- apt list
+  echo hi | sarang run -- tr a-z A-Z | cat
   sarang run -k vmlinuz -i initrd.img -c 2 -m 1G
   sarang run -k bzImage -p 'root=/dev/ram0 quiet' --timeout 30s --json
   sarang run -k vmlinuz -i initrd.img --net user,hostfwd=2222:22
@@ -69,11 +86,15 @@ pub(super) struct Arguments {
     #[arg(short, long, value_name = "FILE")]
     initrd: Vec<PathBuf>,
     /// Number of vCPUs, 1 to 64
-    #[arg(short, long, value_name = "N", default_value = "1", value_parser = quantity::cpus)]
-    cpus: u32,
+    ///
+    /// Unless said, 1; with a command, as many as the host has, at most 8.
+    #[arg(short, long, value_name = "N", value_parser = quantity::cpus)]
+    cpus: Option<u32>,
     /// Guest memory
-    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = quantity::ram)]
-    mem: u64,
+    ///
+    /// Unless said, 512M; with a command, a quarter of the host's, from 512M to 4G. The host gives it as the guest uses it.
+    #[arg(short, long, value_name = "SIZE", value_parser = quantity::ram)]
+    mem: Option<u64>,
     /// Disk image or block device: PATH[,ro][,direct][,format=raw|qcow2][,serial=TEXT][,queues=N][,bw=RATE][,iops=N]
     ///
     /// It is /dev/vda in the guest, or /dev/vdb after a --root-disk, and so on in the order given. `ro` refuses writes;
@@ -121,15 +142,57 @@ pub(super) struct Arguments {
     /// user; otherwise they are yours.
     #[arg(long, value_name = "DIR[,OPTION...]", value_parser = share::parse)]
     share: Vec<Share>,
+    /// What a command has as its root: host, a directory, a disk image, a tar or a container image; PATH,rw to change it
+    ///
+    /// The guest sees it read-only, with an overlay in its memory that takes all writes. `host` is the host's own root, with
+    /// the current directory shared for writing (see --rw), and is the default. A container image is an OCI layout or what
+    /// `docker save` writes, with `:TAG` behind it if it has several; its entrypoint, variables, user and directory hold.
+    #[arg(long, value_name = "WHAT", value_parser = command::parse_root)]
+    root: Option<Root>,
+    /// Directory of the host that a command may change, at the same place in the guest. Several make several
+    ///
+    /// With --root=host it is the current directory unless said.
+    #[arg(long, value_name = "DIR")]
+    rw: Vec<PathBuf>,
+    /// Who runs the command: root, or UID[:GID]. Unless said, whoever runs sarang, or whom a container image names
+    #[arg(long, value_name = "USER", value_parser = command::parse_user)]
+    user: Option<command::User>,
+    /// Let a command have what is kept from it otherwise: keys, passwords and tokens in known files and in variables
+    #[arg(long)]
+    share_secrets: bool,
+    /// Directory with the kernel's modules: lib/modules/VERSION, or what has that in it
+    #[arg(long, value_name = "DIR")]
+    modules: Option<PathBuf>,
     /// Write one line for every exit of the guest to userspace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Print the outcome as one line of JSON on standard output when the run has ended
     #[arg(long)]
     json: bool,
+    /// Command to run in the guest, whose status is sarang's. Without one, a shell, if no kernel is named either
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
 }
 
 impl Arguments {
+    /// Whether the guest is made for a command, and not booted as it is.
+    fn is_for_command(&self) -> bool {
+        let boots = self.kernel.is_some()
+            || !self.initrd.is_empty()
+            || self.root_disk.is_some()
+            || !self.pmem.is_empty();
+        !self.command.is_empty() || self.root.is_some() || !boots
+    }
+
+    /// vCPUs, and bytes of RAM: what was asked for, or what suits the host.
+    fn size(&self) -> (u32, u64) {
+        let (cpus, ram) = match self.is_for_command() {
+            true => (quantity::host_cpus(), quantity::share_of_host_ram()),
+            false => (1, 512 << 20),
+        };
+        (self.cpus.unwrap_or(cpus), self.mem.unwrap_or(ram))
+    }
+
     /// All disks, in the guest's order.
     fn disks(&self) -> impl Iterator<Item = &super::disk::Disk> {
         self.root_disk.iter().chain(&self.disk)
@@ -137,7 +200,13 @@ impl Arguments {
 }
 
 /// Runs the verb. The result is the exit code.
-pub(super) fn main(arguments: Arguments) -> Result<u8> {
+pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
+    let for_command = arguments.is_for_command();
+    if for_command && arguments.root_disk.is_some() {
+        say("sarang: --root-disk boots what is on a disk; a command takes its root by --root");
+        return Ok(USAGE);
+    }
+    let (cpus, ram_bytes) = arguments.size();
     let found = match &arguments.kernel {
         Some(kernel) => Found {
             kernel: kernel.clone(),
@@ -146,7 +215,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         None => Places::of_host().find()?,
     };
     let mut initrds = arguments.initrd.clone();
-    if initrds.is_empty() {
+    if initrds.is_empty() && !for_command {
         initrds.extend(found.initrd);
     }
     let networks = match net::resolve(&arguments.net, &arguments.name) {
@@ -157,7 +226,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         }
     };
     if let Some(balloon) = &arguments.balloon
-        && let Err(message) = balloon.check(arguments.mem)
+        && let Err(message) = balloon.check(ram_bytes)
     {
         say(&format!("sarang: {message}"));
         return Ok(USAGE);
@@ -169,16 +238,54 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             return Ok(USAGE);
         }
     };
-    say(&format!(
-        "# {}",
-        resolved(&arguments, &found.kernel, &initrds, &networks, &shares)
-    ));
+    let root = arguments.root.clone().unwrap_or(Root::HOST);
+    let rw = match for_command {
+        true => command::writable(&root, &arguments.rw)?,
+        false => Vec::new(),
+    };
+    // A command's own messages are to be alone on standard error, where somebody reads them.
+    if !for_command || verbose || std::io::stderr().is_terminal() {
+        let mut line = resolved(&arguments, &found.kernel, &initrds, &networks, &shares);
+        if for_command {
+            line.push_str(&resolved_command(&arguments, &root, &rw));
+        }
+        say(&format!("# {line}"));
+    }
     // Before the images are read, so that passt starts meanwhile.
     let cards = Cards::open(&networks)?;
     // Before the hypervisor, so that a wrong path is told on any host.
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let kernel = Image::read(&found.kernel)?;
+    let prepared = match for_command {
+        true => Some(command::prepare(
+            command::Request {
+                kernel: &kernel,
+                kernel_path: &found.kernel,
+                modules: arguments.modules.as_deref(),
+                root: &root,
+                user: arguments.user.clone(),
+                share_secrets: arguments.share_secrets,
+                command: &arguments.command,
+                name: &arguments.name,
+                dhcp: matches!(networks.first(), Some(Network::User { .. })),
+                needs: needs(&arguments, &networks),
+            },
+            &rw,
+        )?),
+        false => None,
+    };
+    let (mut session, mut ports, mut first_files) = (None, Vec::new(), None);
+    if let Some(prepared) = prepared {
+        devices.extend(prepared.devices);
+        (session, first_files) = (Some(prepared.session), Some(prepared.initramfs));
+        ports.push(prepared.port);
+    }
+    let before = devices
+        .iter()
+        .filter(|device| device.name().starts_with("BLK"))
+        .count();
     for (index, disk) in arguments.disks().enumerate() {
-        devices.push(disk.open(index)?);
+        devices.push(disk.open(before + index)?);
     }
     devices.extend(share::open(&shares)?);
     let pmem: Result<Vec<_>> = arguments.pmem.iter().map(|pmem| pmem.open()).collect();
@@ -192,6 +299,9 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             None => None,
         };
     let mut command_line = format!("{} {COMMAND_LINE}", arguments.console.kernel_words());
+    if for_command && !verbose {
+        command_line.push_str(" quiet");
+    }
     if let Some(disk) = &arguments.root_disk {
         command_line.push(' ');
         command_line.push_str(disk.root_words());
@@ -200,10 +310,10 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         command_line.push(' ');
         command_line.push_str(words);
     }
-    let kernel = Image::read(&found.kernel)?;
     let initrds: std::result::Result<Vec<Image>, _> =
         initrds.iter().map(|path| Image::read(path)).collect();
-    let initrds = initrds?;
+    let mut initrds = initrds?;
+    initrds.extend(first_files);
     devices.extend(cards.into_devices()?);
     devices.push(Box::new(Rng::new(0)));
     let balloon = arguments
@@ -217,8 +327,8 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     });
     let spec = Spec {
         name: arguments.name,
-        cpus: arguments.cpus,
-        ram_bytes: arguments.mem,
+        cpus,
+        ram_bytes,
         kernel,
         initrds,
         command_line,
@@ -227,10 +337,16 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         devices,
         balloon,
         console: arguments.console.device,
-        ports: Vec::new(),
+        ports,
         pmem,
+        session,
     };
-    let console = Console::open(&arguments.console.kind)?;
+    let console = match (&arguments.console.kind, for_command) {
+        // The command has the streams. What the kernel says is kept for when the run fails.
+        (Kind::Stdio, true) if verbose => Console::over(None, standard_error_copy())?,
+        (Kind::Stdio, true) => Console::over(None, None)?,
+        (kind, _) => Console::open(kind)?,
+    };
     if let Some(path) = console.pty_path() {
         say(&format!("# console: {}", path.display()));
     }
@@ -238,7 +354,72 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     machine.stop_on_signals()?;
     machine.follow_terminal()?;
     let report = machine.run()?;
+    if for_command && !verbose {
+        show_log(&report);
+    }
     finish(&report, arguments.json)
+}
+
+/// Standard error, to be written to by two.
+fn standard_error_copy() -> Option<std::os::fd::OwnedFd> {
+    std::io::stderr().as_fd().try_clone_to_owned().ok()
+}
+
+/// What the guest of a command has to have drivers for, beside what every such guest has.
+fn needs(arguments: &Arguments, networks: &[Network]) -> Vec<Need> {
+    let mut needs = vec![Need::Rng];
+    if !networks.is_empty() {
+        needs.push(Need::Net);
+    }
+    if !arguments.disk.is_empty() {
+        needs.push(Need::Block("ext4".to_owned()));
+    }
+    if !arguments.share.is_empty() {
+        needs.push(Need::Fs);
+    }
+    if arguments.balloon.is_some() {
+        needs.push(Need::Balloon);
+    }
+    if !arguments.pmem.is_empty() {
+        needs.push(Need::Pmem);
+    }
+    needs
+}
+
+/// Shows what the kernel said, when the guest and not the command failed.
+fn show_log(report: &Report) {
+    let failed = matches!(
+        report.outcome,
+        Outcome::GuestFailed { .. }
+            | Outcome::Panicked { .. }
+            | Outcome::TripleFaulted
+            | Outcome::InternalError { .. }
+    );
+    let log = String::from_utf8_lossy(&report.log);
+    let mut lines: Vec<&str> = log.lines().rev().take(LOG_LINES).collect();
+    lines.reverse();
+    if failed && !lines.is_empty() {
+        say("sarang: the guest's console said last:");
+        lines.iter().for_each(|line| say(&format!("  {line}")));
+    }
+}
+
+/// The rest of the resolved command line for a command.
+fn resolved_command(arguments: &Arguments, root: &Root, rw: &[PathBuf]) -> String {
+    let mut words = vec![
+        String::new(),
+        "--root".to_owned(),
+        quoted(&root.to_string()),
+    ];
+    for path in rw {
+        words.extend(["--rw".to_owned(), quoted(&path.to_string_lossy())]);
+    }
+    if !arguments.command.is_empty() {
+        words.push("--".to_owned());
+        let command = arguments.command.iter();
+        words.extend(command.map(|word| quoted(&word.to_string_lossy())));
+    }
+    words.join(" ")
 }
 
 /// The command line with everything that was left open filled in.
@@ -258,8 +439,9 @@ fn resolved(
     for initrd in initrds {
         flag("-i", &initrd.to_string_lossy());
     }
-    flag("-c", &arguments.cpus.to_string());
-    flag("-m", &quantity::show_ram(arguments.mem));
+    let (cpus, ram_bytes) = arguments.size();
+    flag("-c", &cpus.to_string());
+    flag("-m", &quantity::show_ram(ram_bytes));
     for network in networks {
         flag("--net", &network.to_string());
     }
@@ -304,7 +486,7 @@ fn finish(report: &Report, json: bool) -> Result<u8> {
         let line = serde_json::to_string(report)?;
         // The reader may have gone; the exit code still tells the outcome.
         let _ = writeln!(std::io::stdout(), "{line}");
-    } else if code != 0 && !matches!(report.outcome, crate::vm::Outcome::Exited { .. }) {
+    } else if code != 0 && !report.outcome.is_programs_own() {
         say(&format!("sarang: {}", report.outcome));
     }
     Ok(code)

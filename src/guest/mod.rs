@@ -7,6 +7,7 @@
 //! together with the kernel [`modules`] that the guest needs and with the [`plan`] of what it is to do, and
 //! [`protocol`] is how the VMM talks with it then.
 
+pub mod exec;
 pub mod initramfs;
 pub mod modules;
 pub mod plan;

@@ -1,8 +1,7 @@
 //! The library's front door: a [`Spec`] in, a running [`Machine`], a typed [`Outcome`] out.
 //!
 //! ```no_run
-//! use std::path::Path;
-//! use sarang::backend::console::{Console, Kind};
+//! //! use sarang::backend::console::{Console, Kind};
 //! use sarang::hv::kvm::Kvm;
 //! use sarang::vm::{Image, Machine, Spec};
 //!
@@ -15,16 +14,20 @@
 //! # }
 //! ```
 
+mod command;
 mod crash;
+mod log_tail;
 mod outcome;
 mod panic_watch;
+mod spec;
 mod wiring;
 
+pub use command::{CommandReport, PhaseReport};
 pub use outcome::{Outcome, StoppedBy};
+pub use spec::{ConsoleDevice, Image, Spec};
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,101 +39,21 @@ use crate::backend::port::{self, Port};
 use crate::board::{self, Board};
 use crate::bus::{Action, Bus, ExitCounts};
 use crate::cpu::{OnEnd, VcpuEnd, VcpuThreads};
+use crate::guest::exec;
 use crate::hv::{self, Hypervisor, Registers, Vcpu};
 use crate::loader::{self, Entry};
 use crate::mem::{self, Bytes, GuestAddress, GuestRam};
-use crate::trace::Sink;
-use crate::virtio::VirtioDevice;
 use crate::virtio::dev::balloon;
 use crate::virtio::dev::console as virtio_console;
 use crate::virtio::dev::pmem::Pmem;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
+use log_tail::LogTail;
 use panic_watch::PanicWatch;
 use wiring::Wiring;
 
 /// How long a guest has between the power button and the hard stop.
 pub const GRACE: Duration = Duration::from_secs(5);
-
-/// A kernel or initrd: its bytes, and the name by which messages call it.
-#[derive(Clone, Debug)]
-pub struct Image {
-    pub name: String,
-    pub bytes: Vec<u8>,
-}
-
-impl Image {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// One sentence that names the file and what is wrong with it.
-    pub fn read(path: &Path) -> Result<Image, Error> {
-        let bytes = loader::read_image(path)?;
-        Ok(Image {
-            name: path.display().to_string(),
-            bytes,
-        })
-    }
-}
-
-/// The guest's end of its console.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ConsoleDevice {
-    /// COM1, `ttyS0` in Linux: there from the first instruction on, a byte at a time.
-    #[default]
-    Serial,
-    /// A virtio device, `hvc0` in Linux, fast and aware of the terminal's size. What COM1 prints goes to the same
-    /// place; what is typed does not go to COM1.
-    Virtio,
-}
-
-/// What machine to make, and what to boot on it.
-pub struct Spec {
-    pub name: String,
-    /// vCPUs, 1 to 64.
-    pub cpus: u32,
-    /// RAM in bytes, a multiple of 2 MiB.
-    pub ram_bytes: u64,
-    pub kernel: Image,
-    /// Concatenated in this order.
-    pub initrds: Vec<Image>,
-    pub command_line: String,
-    /// In the order in which the guest finds them.
-    pub devices: Vec<Box<dyn VirtioDevice>>,
-    /// Reaches the balloon among `devices`, for the report.
-    pub balloon: Option<balloon::Handle>,
-    pub console: ConsoleDevice,
-    /// Channels to programs in the guest, from [`Port::channel`]. They and a virtio console come before `devices`.
-    pub ports: Vec<Arc<Port>>,
-    /// Files that the guest has as persistent memory. It finds them in this order, after the devices.
-    pub pmem: Vec<pmem::File>,
-    /// Ends the run with [`Outcome::TimedOut`].
-    pub timeout: Option<Duration>,
-    /// Receives every exit.
-    pub trace: Option<Arc<dyn Sink>>,
-}
-
-impl Spec {
-    /// A machine with one vCPU and 128 MiB that boots `kernel`.
-    pub fn new(kernel: Image) -> Spec {
-        Spec {
-            name: "sarang".to_owned(),
-            cpus: 1,
-            ram_bytes: 128 << 20,
-            kernel,
-            initrds: Vec::new(),
-            command_line: String::new(),
-            devices: Vec::new(),
-            balloon: None,
-            console: ConsoleDevice::default(),
-            ports: Vec::new(),
-            pmem: Vec::new(),
-            timeout: None,
-            trace: None,
-        }
-    }
-}
 
 /// Why sarang, not the guest, failed.
 #[derive(Debug, thiserror::Error)]
@@ -173,9 +96,23 @@ pub struct Report {
     /// Time from the first vCPU's start to the end.
     pub wall_ms: u64,
     pub exits: ExitCounts,
+    /// CPU time of this process, vCPUs and devices.
+    pub cpu_ms: u64,
+    /// The most memory that this process had, guest RAM included.
+    pub peak_memory_kib: u64,
+    /// What came of the command, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandReport>,
+    /// The last that came from the console.
+    #[serde(skip)]
+    pub log: Vec<u8>,
     /// How the balloon stood at the end, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balloon: Option<balloon::Report>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What other threads ask of a machine.
@@ -188,6 +125,7 @@ enum Message {
     TimeoutPassed,
     /// A file that the guest has as memory is not whole any more.
     FileCut,
+    CommandOver,
 }
 
 /// Reaches a machine from other threads.
@@ -254,6 +192,8 @@ pub struct Machine {
     worker: EventLoop,
     handle: MachineHandle,
     panic_watch: Arc<Mutex<PanicWatch>>,
+    log: Arc<Mutex<LogTail>>,
+    session: Option<exec::Handle>,
     /// The files that the guest has as memory.
     pmem: Vec<pmem::Mapping>,
 }
@@ -305,16 +245,19 @@ impl Machine {
         for mapping in &pmem {
             watch_file(mapping, &mut worker, &handle)?;
         }
+        let session = match spec.session.take() {
+            Some(session) => Some(command::attach(session, &mut worker, &handle)?),
+            None => None,
+        };
         let panic_watch = Arc::new(Mutex::new(PanicWatch::default()));
-        let (watch, keys) = (Arc::clone(&panic_watch), handle.clone());
+        let log = Arc::new(Mutex::new(LogTail::default()));
+        let (watch, tail, keys) = (Arc::clone(&panic_watch), Arc::clone(&log), handle.clone());
         console.attach(
             &mut worker,
             wiring::end(&board.com1, wiring.port.as_ref()),
             Box::new(move |bytes| {
-                watch
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .see(bytes)
+                lock(&watch).see(bytes);
+                lock(&tail).see(bytes);
             }),
             Box::new(move |key| {
                 if key == Key::Quit {
@@ -337,6 +280,8 @@ impl Machine {
             worker,
             handle,
             panic_watch,
+            log,
+            session,
             pmem,
         })
     }
@@ -346,14 +291,16 @@ impl Machine {
         self.handle.clone()
     }
 
-    /// Makes SIGTERM and SIGINT press the power button; a second one, or [`GRACE`], stops the guest hard. To be
-    /// called before other threads are started, as these inherit which signals are blocked.
+    /// Makes SIGTERM and SIGINT press the power button; a second one, or [`GRACE`], stops the guest hard. A command in the
+    /// guest gets the first one itself, if it runs already, and may take its time. To be called before other threads are
+    /// started, as these inherit which signals are blocked.
     ///
     /// # Errors
     /// When the host gives no signalfd.
     pub fn stop_on_signals(&mut self) -> Result<(), Error> {
         let mut signals = Signals::block(&[libc::SIGTERM, libc::SIGINT])?;
         let handle = self.handle();
+        let session = self.session.clone();
         let mut pressed = false;
         self.worker.add(
             signals.fd()?,
@@ -366,6 +313,10 @@ impl Machine {
                     };
                     if std::mem::replace(&mut pressed, true) {
                         handle.stop(by);
+                    } else if let Some(session) = &session {
+                        if !session.signal(worker, signal) {
+                            handle.stop(by);
+                        }
                     } else {
                         handle.power_button();
                         let handle = handle.clone();
@@ -377,12 +328,15 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets a virtio console have the size of the terminal it is on, now and whenever SIGWINCH says that it has
-    /// changed. To be called before other threads are started, as these inherit which signals are blocked.
+    /// Lets a virtio console, or a command's terminal, have the size of the terminal it is on, now and whenever SIGWINCH
+    /// says that it has changed. To be called before other threads are started, as these inherit which signals are blocked.
     ///
     /// # Errors
     /// When the host gives no signalfd.
     pub fn follow_terminal(&mut self) -> Result<(), Error> {
+        if let Some(session) = self.session.clone() {
+            return command::follow_terminal(session, &mut self.worker);
+        }
         let (Some(port), Some(display)) = (self.console_port.clone(), self.console.display())
         else {
             return Ok(());
@@ -432,6 +386,11 @@ impl Machine {
         // A guest that lost a part of its memory has nothing to say for itself.
         self.check_files()?;
         let outcome = self.with_panic(ended?);
+        let progress = self.session.as_ref().map(exec::Handle::progress);
+        let outcome = match &progress {
+            Some(progress) => command::outcome(outcome, progress, &lock(&self.log)),
+            None => outcome,
+        };
         Ok(Report {
             exit_code: outcome.exit_code(),
             outcome,
@@ -439,6 +398,10 @@ impl Machine {
             console: self.console_device,
             wall_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             exits: self.bus.exit_counts(),
+            cpu_ms: command::cpu_ms(),
+            peak_memory_kib: command::peak_memory_kib(),
+            command: progress.map(CommandReport::of),
+            log: lock(&self.log).bytes(),
             balloon,
         })
     }
@@ -457,6 +420,7 @@ impl Machine {
                     Message::Stop(by) => return Ok(Outcome::Stopped { by }),
                     Message::Pause => threads.pause(),
                     Message::Resume => threads.resume(),
+                    Message::CommandOver => return Ok(Outcome::PoweredOff),
                     Message::FileCut => self.check_files()?,
                     Message::TimeoutPassed => {
                         let limit = self.timeout.unwrap_or_default().as_millis();

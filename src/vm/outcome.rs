@@ -23,6 +23,20 @@ pub enum Outcome {
     TripleFaulted,
     /// KVM could not go on; the text is a report of several lines.
     InternalError { report: String },
+    /// The command in the guest ended with this status.
+    CommandExited { status: u8 },
+    /// A signal killed the command in the guest.
+    CommandKilled {
+        signal: u8,
+        /// The guest's kernel did it, because memory ran out.
+        out_of_memory: bool,
+    },
+    /// The guest has no such program.
+    CommandNotFound { message: String },
+    /// The guest has the program and cannot execute it.
+    CommandNotExecutable { message: String },
+    /// The guest did not get as far as to run the command.
+    GuestFailed { message: String },
     /// Someone on the host ended the run before the guest did.
     Stopped { by: StoppedBy },
 }
@@ -45,12 +59,20 @@ impl Outcome {
     /// | 0 | powered off, or rebooted with nothing to reboot into |
     /// | N | the guest wrote N to the exit port |
     /// | 80, 81, 82 | kernel panic, triple fault, KVM could not go on |
+    /// | N, 128+N | the command ended with status N, was killed by signal N |
     /// | 124 | the time limit passed |
+    /// | 125 | the guest could not run the command |
+    /// | 126, 127 | the command cannot be executed, is not found |
     /// | 130, 143 | stopped from the host, as a shell reports SIGINT and SIGTERM |
     pub fn exit_code(&self) -> u8 {
         match self {
             Outcome::PoweredOff | Outcome::Rebooted => 0,
             Outcome::Exited { code } => *code,
+            Outcome::CommandExited { status } => *status,
+            Outcome::CommandKilled { signal, .. } => 128_u8.saturating_add(*signal),
+            Outcome::GuestFailed { .. } => 125,
+            Outcome::CommandNotExecutable { .. } => 126,
+            Outcome::CommandNotFound { .. } => 127,
             Outcome::Panicked { .. } => 80,
             Outcome::TripleFaulted => 81,
             Outcome::InternalError { .. } => 82,
@@ -65,12 +87,35 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// Whether a program in the guest has chosen how the run ended, and has said what there was to say.
+    pub fn is_programs_own(&self) -> bool {
+        match self {
+            Outcome::Exited { .. } | Outcome::CommandExited { .. } => true,
+            Outcome::CommandKilled { out_of_memory, .. } => !out_of_memory,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::PoweredOff => f.write_str("the guest powered off"),
             Outcome::Rebooted => f.write_str("the guest rebooted"),
             Outcome::Exited { code } => write!(f, "the guest ended the run with code {code}"),
+            Outcome::CommandExited { status } => write!(f, "the command ended with status {status}"),
+            Outcome::CommandKilled {
+                signal,
+                out_of_memory: false,
+            } => write!(f, "signal {signal} killed the command"),
+            Outcome::CommandKilled { .. } => f.write_str(
+                "the guest's kernel killed the command because memory ran out; give the guest more with --mem",
+            ),
+            Outcome::CommandNotFound { message } | Outcome::CommandNotExecutable { message } => {
+                f.write_str(message)
+            }
+            Outcome::GuestFailed { message } => write!(f, "the guest could not run the command: {message}"),
             Outcome::TimedOut { limit_ms } => {
                 let limit = Duration::from_millis(*limit_ms);
                 write!(f, "the guest did not end within {limit:?}")

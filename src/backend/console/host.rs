@@ -48,9 +48,11 @@ impl Sink {
         Arc::clone(&self.fd)
     }
 
-    /// Writes some of `bytes`, at most [`PIPE_BUF`], without waiting.
+    /// Writes some of `bytes`, at most [`PIPE_BUF`] where it might wait for more, without waiting.
+    ///
+    /// # Errors
+    /// `EAGAIN` when it would wait, and what `write(2)` says.
     pub fn write(&self, bytes: &[u8]) -> Result<usize, Errno> {
-        let bytes = bytes.get(..PIPE_BUF).unwrap_or(bytes);
         match self.manner {
             Manner::Plain => rustix::io::write(&self.fd, bytes),
             Manner::Socket => send(self.fd.as_fd(), bytes),
@@ -60,6 +62,7 @@ impl Sink {
                     tv_nsec: 0,
                 };
                 let mut fds = [PollFd::new(&*self.fd, PollFlags::OUT)];
+                let bytes = bytes.get(..PIPE_BUF).unwrap_or(bytes);
                 match poll(&mut fds, Some(&now))? {
                     0 => Err(Errno::AGAIN),
                     _ => rustix::io::write(&self.fd, bytes),
@@ -93,6 +96,11 @@ fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
 /// Standard output; `None` when it is closed.
 pub fn standard_output() -> Option<Sink> {
     output(rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3).ok()?).ok()
+}
+
+/// Standard error; `None` when it is closed.
+pub fn standard_error() -> Option<Sink> {
+    output(rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), 3).ok()?).ok()
 }
 
 /// Output to `shared`, whose description others may be using too.

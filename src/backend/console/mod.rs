@@ -14,7 +14,7 @@ mod host;
 mod terminal;
 
 pub use escape::Key;
-pub use host::Display;
+pub use host::{Display, Sink, standard_error, standard_input, standard_output};
 pub use terminal::{RawTerminal, restore_terminal};
 
 use std::collections::VecDeque;
@@ -31,7 +31,7 @@ use rustix::termios::isatty;
 use super::{ByteQueue, SerialEnd};
 use crate::worker::{EventLoop, Interest, Token};
 use escape::{Escape, Typed};
-use host::{PIPE_BUF, Pty, Sink};
+use host::{PIPE_BUF, Pty};
 
 /// Bytes that wait for the guest after they were typed at a terminal.
 pub const TYPED_AHEAD: usize = 64 << 10;

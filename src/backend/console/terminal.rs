@@ -35,6 +35,14 @@ const REQUESTS: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, l
 pub struct RawTerminal(());
 
 impl RawTerminal {
+    /// Makes the terminal on standard input raw.
+    ///
+    /// # Errors
+    /// When there is none, or its modes cannot be changed.
+    pub fn of_standard_input() -> io::Result<RawTerminal> {
+        RawTerminal::enter(super::STDIN)
+    }
+
     /// Makes the terminal `fd` raw. One terminal at a time; `fd` must stay open until
     /// [`restore_terminal`].
     ///
