@@ -5,14 +5,15 @@
 //! half runs on vCPU threads and never waits; the backend's half runs on the event loop.
 //!
 //! A virtio device runs on the event loop altogether, so its backend needs no queue of bytes: [`net`] moves frames when it
-//! is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor. [`rate`] says how
-//! much of it a guest may have.
+//! is called, and [`disk`] starts an operation on guest RAM and hears of its end through a descriptor. [`vsock`] has a socket for each
+//! of a guest's connections. [`rate`] says how much of it a guest may have.
 
 mod byte_queue;
 pub mod console;
 pub mod disk;
 pub mod net;
 pub mod rate;
+pub mod vsock;
 
 pub use byte_queue::{ByteQueue, INPUT_CAPACITY, OUTPUT_CAPACITY};
 
