@@ -69,7 +69,7 @@ pub struct Directory {
     dir: PathBuf,
     fresh: bool,
     /// Whose lock keeps others out.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl Directory {
@@ -85,11 +85,7 @@ impl Directory {
         }
         let lock = lock(&dir)?;
         remove_stale(&dir)?;
-        Ok(Directory {
-            dir,
-            fresh,
-            _lock: lock,
-        })
+        Ok(Directory { dir, fresh, lock })
     }
 
     /// The directory's path.
@@ -113,15 +109,9 @@ impl Directory {
             source: errno.into(),
         }
     }
-}
 
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // What cannot be removed stays, and is replaced by the next who comes.
-        let _ = fs::remove_file(self.socket());
-        if !self.fresh {
-            return;
-        }
+    /// Removes the directory with the sockets that programs have made in it.
+    fn remove(&self) {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         for entry in entries {
             if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
@@ -133,6 +123,20 @@ impl Drop for Directory {
                 "cannot remove the directory {}: {error}",
                 self.dir.display()
             );
+        }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // What cannot be removed stays, and is replaced by the next who comes.
+        let _ = fs::remove_file(self.socket());
+        if self.fresh {
+            self.remove();
+        }
+        if let Some(lock) = &self.lock {
+            // Closing does the same, unless a child process holds a copy just before its exec.
+            let _ = flock(lock, FlockOperation::Unlock);
         }
     }
 }
