@@ -10,6 +10,7 @@ mod net;
 mod options;
 mod quantity;
 mod run;
+mod vsock;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -162,6 +163,7 @@ mod tests {
             ("--net", "bridge", "tap=NAME, user or none"),
             ("--net", "user,hostfwd=22", "two TCP ports"),
             ("--disk", "a.img,rw", "--disk does not know `rw`"),
+            ("--vsock", "2", "is not a guest's CID"),
             ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::kernels::{Found, Places};
 use super::net::{self, Cards, Network};
-use super::{Result, USAGE, quantity, say};
+use super::{Result, USAGE, quantity, say, vsock};
 use crate::backend::console::{Console, Kind};
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
@@ -38,6 +38,10 @@ A network card is given with --net, once for each; without it, there is none:
   none                                     no card
 Without mac=, a card's address follows from --name and its place, and is always the same.
 
+With --vsock, a program of the host reaches the guest's port 52 through the socket DIR/vsock: it
+writes the line `CONNECT 52` and reads `OK PORT`; the guest reaches port 52 of the host (CID 2) if a
+program listens at the socket DIR/vsock_52. Without path=, DIR is made and removed, and is shown.
+
 Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
 124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port.
 
@@ -47,6 +51,7 @@ Examples:
   sarang run -k vmlinuz -i initrd.img --net user,hostfwd=2222:22
   sarang run -k vmlinuz --root-disk root.img --disk data.qcow2,format=qcow2
   sarang run -k vmlinuz --root-disk root.img,ro --disk /dev/sdb,direct,queues=2,bw=100M
+  sarang run -k vmlinuz -i initrd.img --vsock 3,path=/run/vm1
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -87,6 +92,9 @@ pub(super) struct Arguments {
     /// Network card: user[,hostfwd=HOST:GUEST], tap=NAME or none; see below. Several make several cards
     #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<Network>,
+    /// Sockets between guest and host (AF_VSOCK), the guest's address being CID, 3 to 4294967294; see below
+    #[arg(long, value_name = "CID[,path=DIR]", value_parser = vsock::parse)]
+    vsock: Option<vsock::Sockets>,
     /// Write one line for every exit of the guest to userspace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -122,9 +130,19 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             return Ok(USAGE);
         }
     };
+    let sockets = arguments
+        .vsock
+        .as_ref()
+        .map(|sockets| sockets.resolve(&arguments.name));
     say(&format!(
         "# {}",
-        resolved(&arguments, &found.kernel, &initrds, &networks)
+        resolved(
+            &arguments,
+            &found.kernel,
+            &initrds,
+            &networks,
+            sockets.as_ref()
+        )
     ));
     // Before the images are read, so that passt starts meanwhile.
     let cards = Cards::open(&networks)?;
@@ -133,6 +151,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     for (index, disk) in arguments.disks().enumerate() {
         devices.push(disk.open(index)?);
     }
+    let sockets = sockets.map(|sockets| sockets.open()).transpose()?;
     let hypervisor = Kvm::open(&super::kvm_path())?;
     let trace =
         match &arguments.trace {
@@ -155,6 +174,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         initrds.iter().map(|path| Image::read(path)).collect();
     let initrds = initrds?;
     devices.extend(cards.into_devices()?);
+    devices.extend(sockets);
     devices.push(Box::new(Rng::new(0)));
     let spec = Spec {
         name: arguments.name,
@@ -183,6 +203,7 @@ fn resolved(
     kernel: &std::path::Path,
     initrds: &[PathBuf],
     networks: &[Network],
+    sockets: Option<&vsock::Resolved>,
 ) -> String {
     let mut words = vec!["sarang".to_owned(), "run".to_owned()];
     let mut flag = |flag: &str, value: &str| {
@@ -203,6 +224,9 @@ fn resolved(
     }
     for disk in &arguments.disk {
         flag("--disk", disk.text());
+    }
+    if let Some(sockets) = sockets {
+        flag("--vsock", &sockets.text());
     }
     for append in &arguments.append {
         flag("-p", append);
@@ -266,7 +290,13 @@ mod tests {
         ])
         .unwrap();
         let networks = net::resolve(&line.run.net, &line.run.name).unwrap();
-        let shown = resolved(&line.run, std::path::Path::new("vmlinux"), &[], &networks);
+        let shown = resolved(
+            &line.run,
+            std::path::Path::new("vmlinux"),
+            &[],
+            &networks,
+            None,
+        );
         let first = crate::virtio::dev::net::Mac::of("vm", 0);
         assert_eq!(
             shown,
