@@ -2,11 +2,11 @@
 //!
 //! Each side has an address of two numbers, a *CID* for the machine and a *port*. The guest's programs use ordinary
 //! sockets of the family `AF_VSOCK`; the guest's driver makes packets of what they do and puts them on the transmit
-//! queue, and finds the host's packets on the receive queue. Both are in [`packet`]. A packet of data lies in the guest's
+//! queue, and finds the host's packets on the receive queue (see `packet`). A packet of data lies in the guest's
 //! own buffers and goes straight from there to the host's socket, and back.
 //!
-//! What a connection is in the guest is said by [`connection`]; which host's socket it leads to, by
-//! [`connections`] and [`crate::backend::vsock`].
+//! What a connection is for the guest is said in `connection`; which socket of the host it leads to, in
+//! `connections` and [`crate::backend::vsock`].
 //!
 //! On the third queue, the device tells the driver that all connections are gone, because the machine has been restored
 //! from a saved state, and their other ends are not in it (§5.10.6.7).

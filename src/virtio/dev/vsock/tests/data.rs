@@ -161,8 +161,8 @@ fn data_wait_for_buffers_of_the_guest_and_connections_take_turns() {
     let mut guest = Guest::with_room(100);
     guest.posts = false;
     let listener = guest.listen(52);
-    guest.driver.send(RX, &[], &[144; 1]);
-    guest.driver.send(RX, &[], &[144; 1]);
+    guest.driver.send(RX, &[], &[144]);
+    guest.driver.send(RX, &[], &[144]);
     guest.posted = 2;
     let mut programs = Vec::new();
     for source in [GUEST, GUEST + 1] {
