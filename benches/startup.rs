@@ -4,18 +4,21 @@
 //!
 //! Machines are shared and noisy, so what counts is the ratio of the two medians.
 
+#[allow(dead_code)]
+mod machines;
+
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use machines::{asset, median};
 
 const RUNS: usize = 15;
 const LINUX_RUNS: usize = 7;
 /// What the initramfs of `scripts/guest-assets` prints first.
 const INIT: &[u8] = b"sarang-init: ready";
-/// The argument by which this program runs itself inside `scripts/kvm-anywhere`.
-const LINUX: &str = "--linux";
 
 /// Makes the command line that boots a kernel.
 type Boot = fn(&Path) -> Command;
@@ -101,11 +104,6 @@ fn memory_beside_ram(child: &Child) -> Option<u64> {
     Some(sum)
 }
 
-fn median<T: Ord + Copy>(values: &mut [T]) -> Option<T> {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied()
-}
-
 /// A line for each machine, and the ratio.
 fn print_times(times: &mut [Vec<Duration>; 2], names: [&str; 2]) {
     let [ours, theirs] = times;
@@ -120,23 +118,6 @@ fn print_times(times: &mut [Vec<Duration>; 2], names: [&str; 2]) {
         let ratio = theirs.as_secs_f64() / ours.as_secs_f64();
         println!("  ratio         1/{ratio:.1}");
     }
-}
-
-/// What `NAME=PATH` lines of a script say.
-fn asset(script: &str, name: &str) -> PathBuf {
-    let output = Command::new(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("scripts")
-            .join(script),
-    )
-    .stderr(Stdio::inherit())
-    .output()
-    .expect("the script runs");
-    let text = String::from_utf8(output.stdout).expect("lines of text");
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    value.expect("the script knows the asset").into()
 }
 
 /// Inside a machine with a full KVM: boots Linux until its init speaks.
@@ -163,9 +144,11 @@ fn linux(kernel: &Path, initrd: &Path) {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    if let Some(at) = arguments.iter().position(|argument| argument == LINUX) {
-        return linux(arguments[at + 1].as_ref(), arguments[at + 2].as_ref());
+    if let Some(assets) = machines::inside() {
+        let [kernel, initrd] = &assets[..] else {
+            panic!("a kernel and an initramfs");
+        };
+        return linux(kernel, initrd);
     }
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let guest = |name: &str| {
@@ -197,14 +180,8 @@ fn main() {
             None => println!("  {name:<13} does not run here"),
         }
     }
-    let kernel = asset("build-guest-kernel", "SARANG_GUEST_KERNEL");
-    let initrd = asset("guest-assets", "SARANG_INITRD");
-    let status = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kvm-anywhere"))
-        .arg("--")
-        .arg(std::env::current_exe().expect("this program"))
-        .arg(LINUX)
-        .args([kernel, initrd])
-        .stdin(Stdio::null())
-        .status();
-    assert!(status.is_ok_and(|status| status.success()), "no Linux");
+    machines::go_inside(&[
+        asset("build-guest-kernel", "SARANG_GUEST_KERNEL"),
+        asset("guest-assets", "SARANG_INITRD"),
+    ]);
 }

@@ -238,3 +238,77 @@ fn a_guest_drives_a_virtio_device_by_queues_and_interrupts() {
     assert!(exits.contains("RNG0.InterruptACK{USED_BUFFER}"), "{exits}");
     assert!(!exits.contains("RNG0.QueueNotify"), "KVM takes it: {exits}");
 }
+
+/// A file as the guest `pmem` wants it, of 4 MiB.
+fn persistent(scratch: &tempfile::TempDir) -> PathBuf {
+    let path = scratch.path().join("pmem.img");
+    let mut bytes = vec![0; 4 << 20];
+    bytes[..8].copy_from_slice(b"persists");
+    bytes[(4 << 20) - 8..].copy_from_slice(b"the end.");
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn a_file_is_memory_of_the_guest_and_keeps_what_it_stores() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = persistent(&scratch);
+    let before = fs::read(&file).unwrap();
+    // 4 GiB of RAM, so that the memory lies above it.
+    for (ram, place) in [("128M", "0x100000000"), ("4G", "0x140000000")] {
+        fs::write(&file, &before).unwrap();
+        let output = run("pmem", &["-m", ram, "--pmem", file.to_str().unwrap()]);
+        let text = stdout(&output);
+        assert_eq!(code(&output), Some(0), "{text}");
+        let found = format!("pmem: 4194304 bytes at {place}\n");
+        assert!(text.contains(&found), "{text}");
+        assert!(text.contains("pmem: written and flushed"), "{text}");
+        let mut expected = before.clone();
+        expected[0x1000..0x1008].copy_from_slice(b"was here");
+        assert!(fs::read(&file).unwrap() == expected, "{ram}");
+    }
+}
+
+#[test]
+fn read_only_memory_is_read_and_stays_as_it_is() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (file, trace) = (persistent(&scratch), scratch.path().join("exits.txt"));
+    let before = fs::read(&file).unwrap();
+    let pmem = format!("{},ro", file.display());
+    let output = run(
+        "pmem",
+        &["--pmem", &pmem, "--trace", trace.to_str().unwrap()],
+    );
+    assert_eq!(code(&output), Some(3), "{}", stdout(&output));
+    assert!(fs::read(&file).unwrap() == before);
+    let exits = fs::read_to_string(&trace).unwrap();
+    assert!(exits.contains("mmio write 0x100001000"), "{exits}");
+}
+
+#[test]
+fn a_file_that_is_cut_under_the_guest_is_named() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (kernel, file) = (guest(&scratch, "pmem"), persistent(&scratch));
+    let mut child = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+        .args(["-p", "wait", "--pmem", file.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut text, mut out) = (Vec::new(), child.stdout.take().unwrap());
+    while !text.ends_with(b"pmem: waiting\n") {
+        let mut byte = [0];
+        assert_eq!(out.read(&mut byte).unwrap(), 1, "{text:?}");
+        text.push(byte[0]);
+    }
+    let cut = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    cut.set_len(4096).unwrap();
+    // Lets the guest go on, if it is still there.
+    let _ = child.stdin.take().unwrap().write_all(b"!");
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    let sentence = format!("{} was cut from 4194304 to 4096 bytes", file.display());
+    assert!(stderr.contains(&sentence), "{stderr}");
+}

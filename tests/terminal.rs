@@ -19,6 +19,10 @@ struct Session {
 
 /// Starts `sarang run` with a guest on a new terminal, and waits until it has printed `ready`.
 fn start(guest: &str, ready: &str) -> Session {
+    start_with(guest, ready, &[])
+}
+
+fn start_with(guest: &str, ready: &str, flags_of_run: &[&str]) -> Session {
     let scratch = tempfile::tempdir().unwrap();
     let kernel = scratch.path().join(guest);
     fs::write(&kernel, sarang::guest::bare_metal(guest).unwrap()).unwrap();
@@ -34,7 +38,9 @@ fn start(guest: &str, ready: &str) -> Session {
             "--default-signal=HUP,INT,QUIT,TERM",
             env!("CARGO_BIN_EXE_sarang"),
         ])
-        .args(["run", "--timeout", "120s", "-k"])
+        .args(["run", "--timeout", "120s"])
+        .args(flags_of_run)
+        .arg("-k")
         .arg(&kernel)
         .stdin(terminal.try_clone().unwrap())
         .stdout(terminal.try_clone().unwrap())
@@ -93,6 +99,17 @@ fn the_keys_help_and_quit_work_and_ctrl_a_can_be_sent() {
     session.expect("typed");
     session.press(b"\x01\x01!");
     session.expect("\x01!");
+    session.press(b"\x01x");
+    assert_eq!(session.end(), Some(130));
+}
+
+#[test]
+fn the_keys_work_on_a_virtio_console_and_what_the_serial_port_prints_is_seen() {
+    let mut session = start_with("echo", "echo: ready", &["--console", "virtio"]);
+    assert!(session.is_raw());
+    session.press(b"typed into a console that the guest has no driver for");
+    session.press(b"\x01h");
+    session.expect("Ctrl-a x");
     session.press(b"\x01x");
     assert_eq!(session.end(), Some(130));
 }

@@ -1,8 +1,8 @@
-//! A bounded queue of bytes between the vCPU threads and the event loop.
+//! A bounded queue of bytes between a device and its backend.
 //!
-//! The wire of a serial line, one direction of it. The vCPU's end never waits: it is told that the
-//! queue is full, or empty, and makes of it what its hardware would. The loop's end sleeps on an
-//! eventfd, which the vCPU's end writes only when there is news that a sleeper cannot know of:
+//! The wire of a serial line, one direction of it. The device's end never waits: it is told that the
+//! queue is full, or empty, and makes of it what its hardware would. The backend's end sleeps on an
+//! eventfd, which the device's end writes only when there is news that a sleeper cannot know of:
 //!
 //! * output: the first byte since the loop last looked (not one write for every byte);
 //! * input: the first room in a queue that was full (not one write for every byte taken).
@@ -19,7 +19,7 @@ pub const OUTPUT_CAPACITY: usize = 1 << 20;
 /// Bytes of console input that wait for the guest before the host is no longer read.
 pub const INPUT_CAPACITY: usize = 4 << 10;
 
-/// What wakes the event loop.
+/// What wakes the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wake {
     Filled,
@@ -31,6 +31,8 @@ struct Bytes {
     queue: VecDeque<u8>,
     /// How many, at the back, the consumer has not been shown by [`ByteQueue::look`].
     unseen: usize,
+    /// There is no consumer: what comes in is gone.
+    discarding: bool,
 }
 
 /// A bounded first-in first-out queue of bytes.
@@ -49,7 +51,15 @@ impl ByteQueue {
     /// # Errors
     /// When the host has no file descriptors left.
     pub fn output() -> io::Result<ByteQueue> {
-        ByteQueue::new(OUTPUT_CAPACITY, Wake::Filled)
+        ByteQueue::output_of(OUTPUT_CAPACITY)
+    }
+
+    /// The same, holding `capacity` bytes.
+    ///
+    /// # Errors
+    /// When the host has no file descriptors left.
+    pub fn output_of(capacity: usize) -> io::Result<ByteQueue> {
+        ByteQueue::new(capacity, Wake::Filled)
     }
 
     /// From the host to the guest: wakes the loop when a full queue has room again. Holds
@@ -58,7 +68,15 @@ impl ByteQueue {
     /// # Errors
     /// When the host has no file descriptors left.
     pub fn input() -> io::Result<ByteQueue> {
-        ByteQueue::new(INPUT_CAPACITY, Wake::Room)
+        ByteQueue::input_of(INPUT_CAPACITY)
+    }
+
+    /// The same, holding `capacity` bytes.
+    ///
+    /// # Errors
+    /// When the host has no file descriptors left.
+    pub fn input_of(capacity: usize) -> io::Result<ByteQueue> {
+        ByteQueue::new(capacity, Wake::Room)
     }
 
     fn new(capacity: usize, wake: Wake) -> io::Result<ByteQueue> {
@@ -67,6 +85,7 @@ impl ByteQueue {
             bytes: Mutex::new(Bytes {
                 queue: VecDeque::new(),
                 unseen: 0,
+                discarding: false,
             }),
             capacity,
             wake,
@@ -82,10 +101,13 @@ impl ByteQueue {
     /// Appends as many of `bytes` as there is room for, and says how many.
     pub fn push_slice(&self, bytes: &[u8]) -> usize {
         let mut inner = self.lock();
+        if inner.discarding {
+            return bytes.len();
+        }
         let taken = bytes
             .len()
             .min(self.capacity.saturating_sub(inner.queue.len()));
-        inner.queue.extend(bytes.iter().take(taken));
+        inner.queue.extend(bytes.get(..taken).unwrap_or_default());
         let news = inner.unseen == 0 && taken > 0;
         inner.unseen = inner.unseen.saturating_add(taken);
         drop(inner);
@@ -106,12 +128,20 @@ impl ByteQueue {
     /// Moves the oldest bytes to `buffer`, as many as fit, and says how many.
     pub fn drain_into(&self, buffer: &mut [u8]) -> usize {
         let mut inner = self.lock();
-        let count = buffer.len().min(inner.queue.len());
-        for (to, from) in buffer.iter_mut().zip(inner.queue.drain(..count)) {
-            *to = from;
-        }
+        let count = copy_front(&inner.queue, buffer);
+        inner.queue.drain(..count);
         self.taken(inner, count);
         count
+    }
+
+    /// The same for a consumer that does not [`look`](ByteQueue::look) first: whatever is left, the next byte wakes it
+    /// again. Also says whether the queue was full and has room now.
+    pub fn take(&self, buffer: &mut [u8]) -> (usize, bool) {
+        let mut inner = self.lock();
+        inner.unseen = 0;
+        let count = copy_front(&inner.queue, buffer);
+        inner.queue.drain(..count);
+        (count, self.taken(inner, count))
     }
 
     /// Copies the oldest bytes to `buffer`, as many as fit, and leaves them in the queue. Only bytes that
@@ -119,11 +149,8 @@ impl ByteQueue {
     pub fn peek(&self, buffer: &mut [u8]) -> usize {
         let inner = self.lock();
         let seen = inner.queue.len().saturating_sub(inner.unseen);
-        let count = buffer.len().min(seen);
-        for (to, from) in buffer.iter_mut().zip(inner.queue.iter().take(count)) {
-            *to = *from;
-        }
-        count
+        let (buffer, _) = buffer.split_at_mut(seen.min(buffer.len()));
+        copy_front(&inner.queue, buffer)
     }
 
     /// Drops the `count` oldest bytes; `true` when the queue was full and has room now.
@@ -140,7 +167,29 @@ impl ByteQueue {
         let mut inner = self.lock();
         let seen = inner.queue.len().saturating_sub(inner.unseen);
         inner.unseen = 0;
-        inner.queue.range(seen..).copied().collect()
+        let (front, back) = inner.queue.as_slices();
+        let mut new = front.get(seen..).unwrap_or_default().to_vec();
+        new.extend_from_slice(
+            back.get(seen.saturating_sub(front.len())..)
+                .unwrap_or_default(),
+        );
+        new
+    }
+
+    /// Has the next byte wake the loop again, as [`ByteQueue::look`] does, for a consumer that peeks at everything.
+    pub fn see_all(&self) {
+        self.lock().unseen = 0;
+    }
+
+    /// Throws away what waits and all that comes in from now on, as if somebody read it at once; or keeps it again.
+    /// `true` when the queue was full.
+    pub fn discard(&self, discarding: bool) -> bool {
+        let mut inner = self.lock();
+        let was_full = inner.queue.len() >= self.capacity;
+        inner.queue.clear();
+        inner.unseen = 0;
+        inner.discarding = discarding;
+        was_full
     }
 
     /// How many more bytes fit.
@@ -156,6 +205,11 @@ impl ByteQueue {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.lock().queue.is_empty()
+    }
+
+    /// Writes the eventfd for news that is not about bytes.
+    pub fn wake(&self) {
+        self.signal();
     }
 
     /// The eventfd for the event loop to watch.
@@ -188,6 +242,20 @@ impl ByteQueue {
     fn lock(&self) -> MutexGuard<'_, Bytes> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Copies the oldest bytes, as many as there are and fit, and says how many.
+fn copy_front(queue: &VecDeque<u8>, buffer: &mut [u8]) -> usize {
+    let mut copied = 0;
+    let (front, back) = queue.as_slices();
+    for slice in [front, back] {
+        let (_, room) = buffer.split_at_mut(copied);
+        let count = slice.len().min(room.len());
+        let (to, _) = room.split_at_mut(count);
+        to.copy_from_slice(slice.get(..count).unwrap_or_default());
+        copied = copied.saturating_add(count);
+    }
+    copied
 }
 
 #[cfg(test)]
@@ -241,6 +309,35 @@ mod tests {
         assert_eq!(queue.push_slice(&[7; INPUT_CAPACITY + 1]), INPUT_CAPACITY);
         assert_eq!(wakes(&queue), 0);
         assert_eq!((queue.pop(), queue.pop()), (Some(7), Some(7)));
+        assert_eq!(wakes(&queue), 1);
+    }
+
+    #[test]
+    fn a_queue_that_wraps_around_keeps_the_order_in_each_way_of_reading() {
+        let queue = ByteQueue::output_of(8).unwrap();
+        let mut buffer = [0; 16];
+        assert_eq!(queue.push_slice(b"abcdef"), 6);
+        assert_eq!(queue.drain_into(buffer.get_mut(..5).unwrap()), 5);
+        assert_eq!(queue.push_slice(b"ghijklmnop"), 7);
+        assert_eq!(queue.look(), b"fghijklm");
+        assert_eq!(queue.peek(&mut buffer), 8);
+        assert_eq!(buffer.get(..8), Some(&b"fghijklm"[..]));
+        assert_eq!(queue.peek(buffer.get_mut(..3).unwrap()), 3);
+        assert_eq!(queue.drain_into(&mut buffer), 8);
+        assert_eq!(buffer.get(..8), Some(&b"fghijklm"[..]));
+    }
+
+    #[test]
+    fn a_queue_without_a_consumer_takes_everything_and_keeps_nothing() {
+        let queue = ByteQueue::output_of(4).unwrap();
+        assert_eq!(queue.push_slice(b"abcd"), 4);
+        assert!(queue.discard(true));
+        assert_eq!(wakes(&queue), 1);
+        assert_eq!(queue.push_slice(b"abcdef"), 6);
+        assert!(queue.is_empty() && queue.has_room());
+        assert_eq!(wakes(&queue), 0);
+        assert!(!queue.discard(false));
+        assert_eq!(queue.push_slice(b"abcdef"), 4);
         assert_eq!(wakes(&queue), 1);
     }
 }

@@ -3,13 +3,18 @@
 //! One table of flags, the clap structs here and in the verbs' files, makes the parser, the help, the completions
 //! and the man page.
 
+mod balloon;
+mod console;
 mod disk;
 mod doctor;
+mod image;
 mod kernels;
 mod net;
 mod options;
+mod pmem;
 mod quantity;
 mod run;
+mod share;
 mod vsock;
 
 use std::io::{self, Write};
@@ -32,6 +37,7 @@ const USAGE: u8 = 2;
     after_help = "Examples:\n  \
         sarang run -k vmlinuz -i initrd.img -c 2 -m 1G    boot Linux to a serial console\n  \
         sarang run                                        find a kernel by itself\n  \
+        sarang image build ./rootfs root.ext4             make a root disk\n  \
         sarang doctor                                     can this host run guests?",
     subcommand_required = true,
     arg_required_else_help = true
@@ -47,6 +53,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Run(Box<run::Arguments>),
+    Image(image::Arguments),
     Doctor(doctor::Arguments),
     /// Print a completion script for a shell
     #[command(
@@ -73,6 +80,7 @@ pub fn main() -> u8 {
     start_log(cli.verbose);
     let result = match cli.verb {
         Verb::Run(arguments) => run::main(*arguments),
+        Verb::Image(arguments) => image::main(&arguments),
         Verb::Doctor(arguments) => doctor::main(&arguments),
         Verb::Completions { shell } => completions(shell),
         Verb::Man => man(),
@@ -150,6 +158,24 @@ mod tests {
     }
 
     #[test]
+    fn flags_of_images_out_of_range_are_refused_with_a_sentence() {
+        for (flag, value, words) in [
+            ("--size", "12", "needs a unit"),
+            ("--size", "big", "is not a size"),
+            ("--size", "15M", "at least 16M"),
+            ("--size", "16T", "at most 15T"),
+            ("--size", "99999999999999999999G", "is not a size"),
+            ("--label", "", "1 to 16 bytes"),
+            ("--label", "a name that is too long", "1 to 16 bytes"),
+        ] {
+            let line = ["sarang", "image", "build", "a", "b", flag, value];
+            let error = Cli::try_parse_from(line).err().unwrap();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(words), "{flag} {value}: {error}");
+        }
+    }
+
+    #[test]
     fn flags_out_of_range_are_refused_with_a_sentence() {
         for (flag, value, words) in [
             ("-m", "0", "at least 16M"),
@@ -160,11 +186,13 @@ mod tests {
             ("-c", "100000", "1 to 64"),
             ("--timeout", "soon", "is not a time"),
             ("--console", "tv", "off, stdio, pty or file=PATH"),
+            ("--console", "virtio,tv", "off, stdio, pty or file=PATH"),
             ("--net", "bridge", "tap=NAME, user or none"),
             ("--net", "user,hostfwd=22", "two TCP ports"),
             ("--disk", "a.img,rw", "--disk does not know `rw`"),
             ("--vsock", "2", "is not a guest's CID"),
             ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
+            ("--share", "dir,rw", "--share does not know `rw`"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])
                 .err()

@@ -19,10 +19,10 @@ fn split(text: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, unit))
 }
 
-/// Parses an amount of RAM, in bytes: a number with the unit M or G (binary, `MiB` and `GiB` too).
-pub(super) fn ram(text: &str) -> Result<u64, String> {
-    let (number, unit) =
-        split(text).ok_or_else(|| format!("`{text}` is not a size: write 512M or 4G"))?;
+/// Parses a size in bytes: a number with the unit K, M, G or T (binary, `MiB` and `GiB` too), or 0.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let invalid = || format!("`{text}` is not a size: write 512M or 4G");
+    let (number, unit) = split(text).ok_or_else(invalid)?;
     let shift = match unit.to_ascii_uppercase().as_str() {
         "" if number > 0 => {
             return Err(format!("`{text}` needs a unit: write {text}M or {text}G"));
@@ -31,9 +31,14 @@ pub(super) fn ram(text: &str) -> Result<u64, String> {
         "M" | "MIB" | "MB" => 20,
         "G" | "GIB" | "GB" => 30,
         "T" | "TIB" | "TB" => 40,
-        _ => return Err(format!("`{text}` is not a size: write 512M or 4G")),
+        _ => return Err(invalid()),
     };
-    let bytes = number.saturating_mul(1 << shift);
+    Ok(number.saturating_mul(1 << shift))
+}
+
+/// Parses an amount of RAM, in bytes.
+pub(super) fn ram(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
     if bytes < RAM_MIN {
         return Err("a guest needs at least 16M of memory".to_owned());
     }
@@ -42,6 +47,28 @@ pub(super) fn ram(text: &str) -> Result<u64, String> {
     }
     // Memory comes in whole 2 MiB pages.
     Ok(bytes.next_multiple_of(2 << 20))
+}
+
+/// Parses the size of a disk, in bytes: a number with the unit M, G or T (binary).
+pub(super) fn disk(text: &str) -> Result<u64, String> {
+    // The smallest journal takes 4M, and ext4 wants it to be no more than a quarter.
+    const MIN: u64 = 16 << 20;
+    const MAX: u64 = 15 << 40;
+    let invalid = || format!("`{text}` is not a size: write 512M or 4G");
+    let (number, unit) = split(text).ok_or_else(invalid)?;
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" => return Err(format!("`{text}` needs a unit: write {text}M or {text}G")),
+        "K" | "KIB" | "KB" => 10,
+        "M" | "MIB" | "MB" => 20,
+        "G" | "GIB" | "GB" => 30,
+        "T" | "TIB" | "TB" => 40,
+        _ => return Err(invalid()),
+    };
+    match number.saturating_mul(1 << shift) {
+        ..MIN => Err("an ext4 disk has at least 16M".to_owned()),
+        bytes @ MIN..=MAX => Ok(bytes),
+        _ => Err("an ext4 disk can have at most 15T".to_owned()),
+    }
 }
 
 /// Parses a rate in bytes a second: a number, with the unit K, M or G (binary) if large.
@@ -123,6 +150,30 @@ mod tests {
         }
         assert_eq!(show_ram(4 << 30), "4G");
         assert_eq!(show_ram(1536 << 20), "1536M");
+    }
+
+    #[test]
+    fn disks_have_sizes_that_ext4_can_have() {
+        for (text, bytes) in [
+            ("16M", 16 << 20),
+            ("16384K", 16 << 20),
+            ("4GiB", 4 << 30),
+            ("15T", 15 << 40),
+        ] {
+            assert_eq!(disk(text), Ok(bytes));
+        }
+        for bad in [
+            "",
+            "M",
+            "8",
+            "16383K",
+            "16T",
+            "1P",
+            "-1G",
+            "99999999999999999999G",
+        ] {
+            assert!(disk(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

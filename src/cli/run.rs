@@ -7,19 +7,21 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::console;
 use super::kernels::{Found, Places};
 use super::net::{self, Cards, Network};
+use super::share::{self, Share};
 use super::{Result, USAGE, quantity, say, vsock};
-use crate::backend::console::{Console, Kind};
+use crate::backend::console::Console;
 use crate::hv::kvm::Kvm;
 use crate::trace::{Sink, TextFile};
 use crate::virtio::VirtioDevice;
 use crate::virtio::dev::rng::Rng;
 use crate::vm::{Image, Machine, Report, Spec};
 
-/// The guest's console goes to COM1; it reboots by the ACPI reset register (on hardware-reduced machines Linux would
-/// ask EFI otherwise, which is not there); and a panic ends the run rather than hang it.
-const COMMAND_LINE: &str = "console=ttyS0 reboot=a panic=-1";
+/// After the words about the console: the guest reboots by the ACPI reset register (on hardware-reduced machines Linux
+/// would ask EFI otherwise, which is not there), and a panic ends the run rather than hang it.
+const COMMAND_LINE: &str = "reboot=a panic=-1";
 
 /// Boot a guest and stay with it until it ends
 #[derive(Args)]
@@ -30,6 +32,11 @@ Without --kernel, the first of these is booted: $SARANG_KERNEL, ./vmlinux, ./bzI
 On a terminal: Ctrl-a x quits, Ctrl-a Ctrl-a sends one Ctrl-a, Ctrl-a h lists the keys.
 SIGTERM and SIGINT press the power button; a second one, or 5 seconds, end the guest.
 
+The guest's console is its serial port, ttyS0; with --console virtio it is a virtio device,
+hvc0, which is faster and knows the size of the terminal. The kernel command line then has
+`console=hvc0 earlyprintk=ttyS0`: the kernel prints to the serial port until it has found the
+virtio device. Both print to the same place; keys go to hvc0 alone.
+
 A network card is given with --net, once for each; without it, there is none:
   user[,hostfwd=HOST:GUEST]...[,mac=MAC]   through the program passt, which needs no privileges;
                                            hostfwd leads a TCP port of the host to one of the guest
@@ -37,6 +44,8 @@ A network card is given with --net, once for each; without it, there is none:
                                            CAP_NET_ADMIN, and stays down until `ip` sets it up
   none                                     no card
 Without mac=, a card's address follows from --name and its place, and is always the same.
+
+A directory is shared with --share and mounted in the guest: mount -t virtiofs TAG /mnt
 
 With --vsock, a program of the host reaches the guest's port 52 through the socket DIR/vsock: it
 writes the line `CONNECT 52` and reads `OK PORT`; the guest reaches port 52 of the host (CID 2) if a
@@ -49,8 +58,12 @@ Examples:
   sarang run -k vmlinuz -i initrd.img -c 2 -m 1G
   sarang run -k bzImage -p 'root=/dev/ram0 quiet' --timeout 30s --json
   sarang run -k vmlinuz -i initrd.img --net user,hostfwd=2222:22
+  sarang run -k vmlinux --root-disk root.img --console virtio
   sarang run -k vmlinuz --root-disk root.img --disk data.qcow2,format=qcow2
   sarang run -k vmlinuz --root-disk root.img,ro --disk /dev/sdb,direct,queues=2,bw=100M
+  sarang run -k vmlinuz -i initrd.img -m 4G --balloon 2G,stats=1s --json
+  sarang run -k vmlinuz -i initrd.img --share src --share /srv/data,tag=data,ro
+  sarang run -k vmlinuz --pmem root.ext4,ro -p 'root=/dev/pmem0 ro rootflags=dax'
   sarang run -k vmlinuz -i initrd.img --vsock 3,path=/run/vm1
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
@@ -77,6 +90,19 @@ pub(super) struct Arguments {
     /// The same, as the first disk and the root file system: adds root=/dev/vda and rw or ro to the kernel command line
     #[arg(long, value_name = "PATH[,OPTION...]", value_parser = super::disk::root)]
     root_disk: Option<super::disk::Disk>,
+    /// Have the guest give SIZE of its memory back to the host, and what it frees as well: SIZE[,stats=TIME]
+    ///
+    /// SIZE may be 0. What the guest's kernel has free goes back by itself, a few seconds later. With `stats`, the guest is
+    /// asked that often how it fares, and the last answer is in the outcome of --json.
+    #[arg(long, value_name = "SIZE[,OPTION]", value_parser = super::balloon::parse)]
+    balloon: Option<super::balloon::Flag>,
+    /// File as persistent memory, /dev/pmem0 and so on in the guest: PATH[,ro]
+    ///
+    /// The guest has the file in its physical address space and uses it without a copy: ext4 and xfs do when mounted
+    /// with `dax`. Its size is a multiple of 2 MiB (`truncate -s %2M PATH`). `ro` keeps the file as it is: what the
+    /// guest writes is lost without an error, so it should mount it read-only.
+    #[arg(long, value_name = "PATH[,ro]", value_parser = super::pmem::parse)]
+    pmem: Vec<super::pmem::Pmem>,
     /// Words to add to the kernel command line, after sarang's own
     #[arg(short = 'p', long, value_name = "WORDS", allow_hyphen_values = true)]
     append: Vec<String>,
@@ -86,12 +112,20 @@ pub(super) struct Arguments {
     /// End the run with code 124 after this long: 500ms, 30s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = quantity::time)]
     timeout: Option<Duration>,
-    /// Where the serial console goes: off, stdio, pty or file=PATH
-    #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = console_kind)]
-    console: Kind,
+    /// Where the console goes: off, stdio, pty or file=PATH; after `virtio,` a virtio console, not a serial one. See
+    /// below
+    #[arg(long, value_name = "[virtio,]WHERE", default_value = console::DEFAULT, value_parser = console::parse)]
+    console: console::Flag,
     /// Network card: user[,hostfwd=HOST:GUEST], tap=NAME or none; see below. Several make several cards
     #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<Network>,
+    /// Directory of the host that the guest can mount: DIR[,tag=TAG][,ro]. Several make several
+    ///
+    /// In the guest: mount -t virtiofs TAG /mnt. The tag has up to 36 bytes, and is DIR's last name unless said; `ro`
+    /// refuses every change. The guest sees nothing outside of DIR. Run as root, sarang gives new files to the guest's
+    /// user; otherwise they are yours.
+    #[arg(long, value_name = "DIR[,OPTION...]", value_parser = share::parse)]
+    share: Vec<Share>,
     /// Sockets between guest and host (AF_VSOCK), the guest's address being CID, 3 to 4294967294; see below
     #[arg(long, value_name = "CID[,path=DIR]", value_parser = vsock::parse)]
     vsock: Option<vsock::Sockets>,
@@ -130,6 +164,19 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             return Ok(USAGE);
         }
     };
+    if let Some(balloon) = &arguments.balloon
+        && let Err(message) = balloon.check(arguments.mem)
+    {
+        say(&format!("sarang: {message}"));
+        return Ok(USAGE);
+    }
+    let shares = match share::resolve(&arguments.share) {
+        Ok(shares) => shares,
+        Err(message) => {
+            say(&format!("sarang: {message}"));
+            return Ok(USAGE);
+        }
+    };
     let sockets = arguments
         .vsock
         .as_ref()
@@ -141,6 +188,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             &found.kernel,
             &initrds,
             &networks,
+            &shares,
             sockets.as_ref()
         )
     ));
@@ -152,6 +200,9 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         devices.push(disk.open(index)?);
     }
     let sockets = sockets.map(|sockets| sockets.open()).transpose()?;
+    devices.extend(share::open(&shares)?);
+    let pmem: Result<Vec<_>> = arguments.pmem.iter().map(|pmem| pmem.open()).collect();
+    let pmem = pmem?;
     let hypervisor = Kvm::open(&super::kvm_path())?;
     let trace =
         match &arguments.trace {
@@ -160,7 +211,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
             })?) as Arc<dyn Sink>),
             None => None,
         };
-    let mut command_line = COMMAND_LINE.to_owned();
+    let mut command_line = format!("{} {COMMAND_LINE}", arguments.console.kernel_words());
     if let Some(disk) = &arguments.root_disk {
         command_line.push(' ');
         command_line.push_str(disk.root_words());
@@ -176,6 +227,15 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     devices.extend(cards.into_devices()?);
     devices.extend(sockets);
     devices.push(Box::new(Rng::new(0)));
+    let balloon = arguments
+        .balloon
+        .map(|balloon| balloon.open())
+        .transpose()?;
+    let balloon = balloon.map(|balloon| {
+        let handle = balloon.handle();
+        devices.push(Box::new(balloon));
+        handle
+    });
     let spec = Spec {
         name: arguments.name,
         cpus: arguments.cpus,
@@ -186,13 +246,18 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         timeout: arguments.timeout,
         trace,
         devices,
+        balloon,
+        console: arguments.console.device,
+        ports: Vec::new(),
+        pmem,
     };
-    let console = Console::open(&arguments.console)?;
+    let console = Console::open(&arguments.console.kind)?;
     if let Some(path) = console.pty_path() {
         say(&format!("# console: {}", path.display()));
     }
     let mut machine = Machine::new(&hypervisor, spec, console)?;
     machine.stop_on_signals()?;
+    machine.follow_terminal()?;
     let report = machine.run()?;
     finish(&report, arguments.json)
 }
@@ -203,6 +268,7 @@ fn resolved(
     kernel: &std::path::Path,
     initrds: &[PathBuf],
     networks: &[Network],
+    shares: &[Share],
     sockets: Option<&vsock::Resolved>,
 ) -> String {
     let mut words = vec!["sarang".to_owned(), "run".to_owned()];
@@ -225,6 +291,19 @@ fn resolved(
     for disk in &arguments.disk {
         flag("--disk", disk.text());
     }
+    if let Some(balloon) = &arguments.balloon {
+        flag("--balloon", balloon.text());
+    }
+    for share in shares {
+        flag("--share", &share.to_string());
+    }
+    let console = arguments.console.to_string();
+    if console != console::DEFAULT {
+        flag("--console", &console);
+    }
+    for pmem in &arguments.pmem {
+        flag("--pmem", pmem.text());
+    }
     if let Some(sockets) = sockets {
         flag("--vsock", &sockets.text());
     }
@@ -234,21 +313,8 @@ fn resolved(
     words.join(" ")
 }
 
-/// Parses where the console goes.
-fn console_kind(text: &str) -> std::result::Result<Kind, String> {
-    match text {
-        "off" => Ok(Kind::Off),
-        "stdio" => Ok(Kind::Stdio),
-        "pty" => Ok(Kind::Pty),
-        _ => match text.strip_prefix("file=") {
-            Some(path) if !path.is_empty() => Ok(Kind::File(path.into())),
-            _ => Err("a console is off, stdio, pty or file=PATH".to_owned()),
-        },
-    }
-}
-
 /// A word as a shell reads it back.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
@@ -287,6 +353,7 @@ mod tests {
             "--name=vm",
             "--net=user,hostfwd=2222:22",
             "--net=tap=t0,mac=02:00:00:00:00:07",
+            "--pmem=root.ext4,ro",
         ])
         .unwrap();
         let networks = net::resolve(&line.run.net, &line.run.name).unwrap();
@@ -295,6 +362,7 @@ mod tests {
             std::path::Path::new("vmlinux"),
             &[],
             &networks,
+            &[],
             None,
         );
         let first = crate::virtio::dev::net::Mac::of("vm", 0);
@@ -302,9 +370,32 @@ mod tests {
             shown,
             format!(
                 "sarang run -k vmlinux -c 1 -m 512M --net user,hostfwd=2222:22,mac={first} \
-                 --net tap=t0,mac=02:00:00:00:00:07"
+                 --net tap=t0,mac=02:00:00:00:00:07 --pmem root.ext4,ro"
             )
         );
+    }
+
+    #[test]
+    fn the_resolved_command_line_has_a_console_that_is_not_the_ordinary_one() {
+        for (flag, shown) in [
+            ("--console=stdio", ""),
+            ("--console=virtio", " --console virtio,stdio"),
+            ("--console=file=a b", " --console 'file=a b'"),
+        ] {
+            let line = Line::try_parse_from(["run", flag]).unwrap();
+            let shown = format!("sarang run -k vmlinux -c 1 -m 512M{shown}");
+            assert_eq!(
+                resolved(
+                    &line.run,
+                    std::path::Path::new("vmlinux"),
+                    &[],
+                    &[],
+                    &[],
+                    None
+                ),
+                shown
+            );
+        }
     }
 
     #[test]

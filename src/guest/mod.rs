@@ -1,8 +1,19 @@
-//! What sarang puts into a guest: the bare-metal guests of `guest-kernels/`, embedded by the build.
+//! What sarang puts into a guest, embedded by the build.
 //!
-//! They are lessons to read, tests to run, and the probes by which `sarang doctor` measures a host.
+//! The bare-metal guests of `guest-kernels/` are lessons to read, tests to run, and the probes by which `sarang doctor`
+//! measures a host.
+//!
+//! For a command in a Linux guest there is the program of `guest-init/`, its first process. [`initramfs`] packs it
+//! together with the kernel [`modules`] that the guest needs and with the [`plan`] of what it is to do, and
+//! [`protocol`] is how the VMM talks with it then.
+
+pub mod initramfs;
+pub mod modules;
+pub mod plan;
+pub mod protocol;
 
 include!(concat!(env!("OUT_DIR"), "/guest_kernels.rs"));
+include!(concat!(env!("OUT_DIR"), "/guest_init.rs"));
 
 /// The ELF image of the bare-metal guest called `name`.
 pub fn bare_metal(name: &str) -> Option<&'static [u8]> {
@@ -25,5 +36,6 @@ mod tests {
                 .iter()
                 .all(|(_, image)| image.starts_with(b"\x7fELF"))
         );
+        assert!(GUEST_INIT.starts_with(b"\x7fELF"));
     }
 }

@@ -63,6 +63,8 @@ pub struct MemorySlot {
     pub host: u64,
     /// Length in bytes, a multiple of 4 KiB.
     pub len: u64,
+    /// A write of the guest is an exit, as where there is no RAM.
+    pub read_only: bool,
 }
 
 /// Keeps host memory mapped for as long as it is held.

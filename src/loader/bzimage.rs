@@ -53,6 +53,25 @@ impl Header {
         self.number::<4>(INITRD_ADDR_MAX)
     }
 
+    /// The protected-mode code of `image`, whose header this is.
+    fn code<'a>(&self, image: &'a [u8]) -> Option<&'a [u8]> {
+        // Zero means four, for kernels older than anyone remembers.
+        let setup = match self.number::<1>(SETUP_SECTS) {
+            0 => 4,
+            sectors => sectors as usize,
+        };
+        let code = image.get((setup + 1) * SECTOR..)?;
+        (!code.is_empty()).then_some(code)
+    }
+
+    /// The compressed kernel in `image`, whose header this is.
+    pub(super) fn payload<'a>(&self, image: &'a [u8]) -> Option<&'a [u8]> {
+        let offset = self.number::<4>(PAYLOAD_OFFSET) as usize;
+        let len = self.number::<4>(PAYLOAD_LENGTH) as usize;
+        let packed = self.code(image)?.get(offset..offset.checked_add(len)?)?;
+        (!packed.is_empty()).then_some(packed)
+    }
+
     /// `N` bytes at a file offset as a number; what the header does not reach is zero.
     fn number<const N: usize>(&self, offset: usize) -> u64 {
         let bytes = self
@@ -78,22 +97,11 @@ pub(super) fn load(
         name: name.to_owned(),
         why: why.to_owned(),
     };
-    // Zero means four, for kernels older than anyone remembers.
-    let setup = match header.number::<1>(SETUP_SECTS) {
-        0 => 4,
-        sectors => sectors as usize,
-    };
-    let code = request
-        .kernel
-        .get((setup + 1) * SECTOR..)
-        .filter(|code| !code.is_empty())
+    let code = header
+        .code(request.kernel)
         .ok_or_else(|| damaged("it ends before its protected-mode code"))?;
-    let offset = header.number::<4>(PAYLOAD_OFFSET) as usize;
-    let len = header.number::<4>(PAYLOAD_LENGTH) as usize;
-    let packed = offset
-        .checked_add(len)
-        .and_then(|end| code.get(offset..end))
-        .filter(|packed| !packed.is_empty())
+    let packed = header
+        .payload(request.kernel)
         .ok_or_else(|| damaged("its payload lies beyond the end of the file"))?;
     let reason = match payload::unpack(name, packed, request.ram_bytes)? {
         payload::Unpacked::Image(image) if image.starts_with(b"\x7fELF") => {

@@ -94,6 +94,19 @@ pub fn read_image(path: &Path) -> Result<Vec<u8>, Error> {
     }
 }
 
+/// The ELF image inside a bzImage; `None` when `image` is none, or of a form that only a guest can unpack.
+pub fn unpack(image: &[u8]) -> Option<Vec<u8>> {
+    let header = bzimage::Header::find(image)?;
+    let packed = header.payload(image)?;
+    match payload::unpack("", packed, UNPACKED_MOST) {
+        Ok(payload::Unpacked::Image(image)) => Some(image),
+        _ => None,
+    }
+}
+
+/// Most bytes that [`unpack`] makes of an image.
+const UNPACKED_MOST: u64 = 1 << 30;
+
 /// A kernel that lies in guest memory.
 struct Loaded {
     kind: Kind,

@@ -5,8 +5,10 @@
 //! 4 GiB guest that touches 50 MiB costs 50 MiB. Regions start on 2 MiB boundaries in the host's address
 //! space too, so that the host can back them with huge pages.
 
+mod file;
 mod region;
 
+pub use file::FileRegion;
 pub use region::RamRegion;
 pub use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion};
 
@@ -15,6 +17,9 @@ use std::sync::Arc;
 use vm_memory::GuestRegionCollection;
 
 use crate::hv::{self, MemorySlot};
+
+/// Bytes in a huge page of the second paging level (SDM Vol. 3A 4.5).
+const HUGE_PAGE: usize = 2 << 20;
 
 /// All RAM of one guest. Clones share the memory.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
@@ -74,12 +79,58 @@ pub fn attach(ram: &GuestRam, vm: &dyn hv::Vm) -> hv::Result<()> {
             guest: region.start_addr().0,
             host: region.host_address(),
             len: region.len(),
+            read_only: false,
         };
         // SAFETY: the clone shares the mapping and keeps it, and both sides reach the bytes only through
         // vm-memory's volatile accesses.
         unsafe { vm.add_memory(slot, Arc::new(ram.clone()))? };
     }
     Ok(())
+}
+
+/// Gives the host pages that lie wholly in a range of RAM back to the host: they read as zeroes from then on, and take
+/// memory again when somebody touches them. What is not RAM is left out.
+///
+/// A device may have just such a page in its hands for an operation that is under way. That is the guest's loss alone: the
+/// operation keeps the old page until it ends, or finds a new one full of zeroes.
+///
+/// # Errors
+/// What `madvise(2)` says.
+pub fn discard(ram: &GuestRam, start: GuestAddress, len: u64) -> std::io::Result<()> {
+    let end = start.0.saturating_add(len);
+    for region in ram.iter() {
+        let first = region.start_addr().0;
+        let (from, to) = (
+            start.0.max(first),
+            end.min(first.saturating_add(region.len())),
+        );
+        if from < to {
+            region.discard(from - first, to - from)?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a file to `vm` as its memory slot number `index`, at a guest physical address; `vm` keeps it mapped for as
+/// long as its vCPUs exist.
+///
+/// # Errors
+/// When the hypervisor refuses the range.
+pub fn attach_file(
+    region: &Arc<FileRegion>,
+    guest: GuestAddress,
+    index: u32,
+    vm: &dyn hv::Vm,
+) -> hv::Result<()> {
+    let slot = MemorySlot {
+        index,
+        guest: guest.0,
+        host: region.host_address(),
+        len: region.size(),
+        read_only: region.is_read_only(),
+    };
+    // SAFETY: the clone keeps the mapping, whose bytes nothing but the guest accesses.
+    unsafe { vm.add_memory(slot, Arc::clone(region) as hv::MemoryOwner) }
 }
 
 #[cfg(test)]
@@ -112,5 +163,31 @@ mod tests {
             allocate(&[(GuestAddress(0), 1 << 52)]),
             Err(Error::Map { .. })
         ));
+    }
+
+    #[test]
+    fn discarded_pages_are_zero_and_their_neighbours_are_not() {
+        let ram =
+            allocate(&[(GuestAddress(0), 2 << 20), (GuestAddress(8 << 20), 2 << 20)]).unwrap();
+        let ones = vec![1; 2 << 20];
+        for start in [0, 8 << 20] {
+            ram.write_slice(&ones, GuestAddress(start)).unwrap();
+        }
+        let zeroes = |start: u64| {
+            let mut bytes = vec![0; 2 << 20];
+            ram.read_slice(&mut bytes, GuestAddress(start)).unwrap();
+            bytes.iter().filter(|byte| **byte == 0).count()
+        };
+        // Only whole pages of the host go: the second of the three that this touches.
+        discard(&ram, GuestAddress(4095), 4098).unwrap();
+        assert_eq!(zeroes(0), 4096);
+        discard(&ram, GuestAddress(4096), 4095).unwrap();
+        discard(&ram, GuestAddress(0), 0).unwrap();
+        discard(&ram, GuestAddress(3 << 20), 2 << 20).unwrap();
+        discard(&ram, GuestAddress(u64::MAX), u64::MAX).unwrap();
+        assert_eq!((zeroes(0), zeroes(8 << 20)), (4096, 0));
+        // From inside one region over the hole into the next.
+        discard(&ram, GuestAddress(1 << 20), 8 << 20).unwrap();
+        assert_eq!((zeroes(0), zeroes(8 << 20)), (4096 + (1 << 20), 1 << 20));
     }
 }

@@ -10,8 +10,7 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 
-/// Bytes in a huge page of the second paging level (SDM Vol. 3A 4.5).
-const HUGE_PAGE: usize = 2 << 20;
+use super::HUGE_PAGE;
 
 /// A range of guest RAM. Unmapped when dropped.
 #[derive(Debug)]
@@ -61,6 +60,33 @@ impl RamRegion {
             len,
             mapping: (base, mapped),
         })
+    }
+
+    /// Gives the host pages that lie wholly in `len` bytes from `offset` back to the host. They read as zeroes from then
+    /// on, and take memory again when they are touched. The part of the range past the region's end is left out.
+    ///
+    /// # Errors
+    /// What `madvise(2)` says.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let page = rustix::param::page_size();
+        let end = usize::try_from(offset.saturating_add(len))
+            .unwrap_or(self.len)
+            .min(self.len);
+        let start = usize::try_from(offset)
+            .unwrap_or(self.len)
+            .min(end)
+            .next_multiple_of(page);
+        let len = (end - end % page).saturating_sub(start);
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the pages lie in the mapping, which is ours and private, and everyone who reaches the bytes, the guest
+        // too, does so by volatile accesses that allow for any change.
+        unsafe {
+            let at = self.host.as_ptr().add(start);
+            rustix::mm::madvise(at.cast(), len, rustix::mm::Advice::LinuxDontNeed)?;
+        }
+        Ok(())
     }
 
     /// Where the region starts in this process, a multiple of 2 MiB.

@@ -18,6 +18,7 @@
 mod crash;
 mod outcome;
 mod panic_watch;
+mod wiring;
 
 pub use outcome::{Outcome, StoppedBy};
 
@@ -30,6 +31,8 @@ use std::time::{Duration, Instant};
 use crate::arch::x86_64::cpuid::{self, Topology};
 use crate::arch::x86_64::{layout, msr, paging, registers};
 use crate::backend::console::{self, Console, Key};
+use crate::backend::pmem;
+use crate::backend::port::{self, Port};
 use crate::board::{self, Board};
 use crate::bus::{Action, Bus, ExitCounts};
 use crate::cpu::{OnEnd, VcpuEnd, VcpuThreads};
@@ -38,9 +41,13 @@ use crate::loader::{self, Entry};
 use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::trace::Sink;
 use crate::virtio::VirtioDevice;
+use crate::virtio::dev::balloon;
+use crate::virtio::dev::console as virtio_console;
+use crate::virtio::dev::pmem::Pmem;
 use crate::worker::signals::Signals;
 use crate::worker::{self, EventLoop};
 use panic_watch::PanicWatch;
+use wiring::Wiring;
 
 /// How long a guest has between the power button and the hard stop.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -66,6 +73,18 @@ impl Image {
     }
 }
 
+/// The guest's end of its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleDevice {
+    /// COM1, `ttyS0` in Linux: there from the first instruction on, a byte at a time.
+    #[default]
+    Serial,
+    /// A virtio device, `hvc0` in Linux, fast and aware of the terminal's size. What COM1 prints goes to the same
+    /// place; what is typed does not go to COM1.
+    Virtio,
+}
+
 /// What machine to make, and what to boot on it.
 pub struct Spec {
     pub name: String,
@@ -79,6 +98,13 @@ pub struct Spec {
     pub command_line: String,
     /// In the order in which the guest finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// Reaches the balloon among `devices`, for the report.
+    pub balloon: Option<balloon::Handle>,
+    pub console: ConsoleDevice,
+    /// Channels to programs in the guest, from [`Port::channel`]. They and a virtio console come before `devices`.
+    pub ports: Vec<Arc<Port>>,
+    /// Files that the guest has as persistent memory. It finds them in this order, after the devices.
+    pub pmem: Vec<pmem::File>,
     /// Ends the run with [`Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
@@ -96,6 +122,10 @@ impl Spec {
             initrds: Vec::new(),
             command_line: String::new(),
             devices: Vec::new(),
+            balloon: None,
+            console: ConsoleDevice::default(),
+            ports: Vec::new(),
+            pmem: Vec::new(),
             timeout: None,
             trace: None,
         }
@@ -115,6 +145,17 @@ pub enum Error {
     Board(#[from] board::Error),
     #[error(transparent)]
     Console(#[from] console::Error),
+    #[error(transparent)]
+    Port(#[from] port::Error),
+    #[error(transparent)]
+    Ports(#[from] virtio_console::Error),
+    #[error(transparent)]
+    Pmem(#[from] pmem::Error),
+    #[error(
+        "RAM and persistent memory reach up to guest address {end:#x}, but a guest of this host has addresses of \
+         {bits} bits: use less memory or smaller files"
+    )]
+    TooHigh { end: u64, bits: u32 },
     #[error("the event loop failed: {0}")]
     Worker(#[from] io::Error),
     #[error("guest memory is too small for what must lie in its first megabyte")]
@@ -128,9 +169,13 @@ pub struct Report {
     pub outcome: Outcome,
     pub exit_code: u8,
     pub name: String,
+    pub console: ConsoleDevice,
     /// Time from the first vCPU's start to the end.
     pub wall_ms: u64,
     pub exits: ExitCounts,
+    /// How the balloon stood at the end, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<balloon::Report>,
 }
 
 /// What other threads ask of a machine.
@@ -141,6 +186,8 @@ enum Message {
     Pause,
     Resume,
     TimeoutPassed,
+    /// A file that the guest has as memory is not whole any more.
+    FileCut,
 }
 
 /// Reaches a machine from other threads.
@@ -192,17 +239,23 @@ impl MachineHandle {
 pub struct Machine {
     // Fixed configuration.
     name: String,
+    console_device: ConsoleDevice,
     timeout: Option<Duration>,
     // Runtime glue.
+    balloon: Option<balloon::Handle>,
     vcpus: Vec<Box<dyn Vcpu>>,
     _vm: Arc<dyn hv::Vm>,
     ram: GuestRam,
     bus: Arc<Bus>,
     board: Board,
     console: Console,
+    /// The console's end in the guest, if it is virtio.
+    console_port: Option<Arc<Port>>,
     worker: EventLoop,
     handle: MachineHandle,
     panic_watch: Arc<Mutex<PanicWatch>>,
+    /// The files that the guest has as memory.
+    pmem: Vec<pmem::Mapping>,
 }
 
 impl Machine {
@@ -222,9 +275,21 @@ impl Machine {
             .collect();
         let ram = mem::allocate(&ranges)?;
         mem::attach(&ram, &*vm)?;
+        let files = std::mem::take(&mut spec.pmem);
+        let pmem: Vec<pmem::Mapping> = files.iter().map(|file| file.mapping().clone()).collect();
+        let places = place(hypervisor, spec.ram_bytes, &files)?;
+        for ((index, mapping), start) in (ranges.len()..).zip(&pmem).zip(&places) {
+            let slot = u32::try_from(index).unwrap_or(u32::MAX);
+            mem::attach_file(mapping.region(), *start, slot, &*vm)?;
+        }
         vm.create_interrupt_controllers()?;
-        let ends = (console.output(), console.input());
-        let board = Board::new(&vm, &ram, ends, std::mem::take(&mut spec.devices))?;
+        let wiring = Wiring::new(&console, spec.console, std::mem::take(&mut spec.ports))?;
+        let mut devices = wiring.devices;
+        devices.append(&mut spec.devices);
+        for ((index, file), start) in files.into_iter().enumerate().zip(places) {
+            devices.push(Box::new(Pmem::new(index, file, start)));
+        }
+        let board = Board::new(&vm, &ram, wiring.com1, devices)?;
         let entry = fill(&ram, &spec, &board)?;
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
@@ -237,11 +302,14 @@ impl Machine {
             messages: Arc::default(),
             worker: worker.handle(),
         };
+        for mapping in &pmem {
+            watch_file(mapping, &mut worker, &handle)?;
+        }
         let panic_watch = Arc::new(Mutex::new(PanicWatch::default()));
         let (watch, keys) = (Arc::clone(&panic_watch), handle.clone());
         console.attach(
             &mut worker,
-            board.com1.clone(),
+            wiring::end(&board.com1, wiring.port.as_ref()),
             Box::new(move |bytes| {
                 watch
                     .lock()
@@ -256,16 +324,20 @@ impl Machine {
         )?;
         Ok(Machine {
             name: spec.name,
+            console_device: spec.console,
             timeout: spec.timeout,
+            balloon: spec.balloon,
             vcpus,
             _vm: vm,
             ram,
             bus,
             board,
             console,
+            console_port: wiring.port,
             worker,
             handle,
             panic_watch,
+            pmem,
         })
     }
 
@@ -305,6 +377,29 @@ impl Machine {
         Ok(())
     }
 
+    /// Lets a virtio console have the size of the terminal it is on, now and whenever SIGWINCH says that it has
+    /// changed. To be called before other threads are started, as these inherit which signals are blocked.
+    ///
+    /// # Errors
+    /// When the host gives no signalfd.
+    pub fn follow_terminal(&mut self) -> Result<(), Error> {
+        let (Some(port), Some(display)) = (self.console_port.clone(), self.console.display())
+        else {
+            return Ok(());
+        };
+        let mut signals = Signals::block(&[libc::SIGWINCH])?;
+        port.resize(display.size());
+        self.worker.add(
+            signals.fd()?,
+            worker::Interest::READ,
+            Box::new(move |_, _, _| {
+                while signals.take().is_some() {}
+                port.resize(display.size());
+            }),
+        )?;
+        Ok(())
+    }
+
     /// Runs the machine to its end on this thread, which becomes the devices' event loop.
     ///
     /// # Errors
@@ -324,6 +419,7 @@ impl Machine {
         threads.resume();
         let ended = self.wait(&threads);
         threads.stop();
+        let balloon = self.balloon.as_ref().map(balloon::Handle::report);
         self.board.virtio.iter().for_each(|device| device.stop());
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
         let patience = matches!(
@@ -333,13 +429,17 @@ impl Machine {
         .then_some(Duration::from_secs(1));
         self.console.finish(patience);
         self.bus.flush_trace();
+        // A guest that lost a part of its memory has nothing to say for itself.
+        self.check_files()?;
         let outcome = self.with_panic(ended?);
         Ok(Report {
             exit_code: outcome.exit_code(),
             outcome,
             name: self.name.clone(),
+            console: self.console_device,
             wall_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             exits: self.bus.exit_counts(),
+            balloon,
         })
     }
 
@@ -357,6 +457,7 @@ impl Machine {
                     Message::Stop(by) => return Ok(Outcome::Stopped { by }),
                     Message::Pause => threads.pause(),
                     Message::Resume => threads.resume(),
+                    Message::FileCut => self.check_files()?,
                     Message::TimeoutPassed => {
                         let limit = self.timeout.unwrap_or_default().as_millis();
                         let limit_ms = u64::try_from(limit).unwrap_or(u64::MAX);
@@ -366,6 +467,11 @@ impl Machine {
             }
             self.worker.run()?;
         }
+    }
+
+    /// Whether the guest still has all of the files that are its memory.
+    fn check_files(&self) -> Result<(), Error> {
+        Ok(self.pmem.iter().try_for_each(pmem::Mapping::check)?)
     }
 
     fn outcome_of(&self, vcpu: u32, end: VcpuEnd) -> Result<Option<Outcome>, Error> {
@@ -398,6 +504,49 @@ impl Machine {
             other => other,
         }
     }
+}
+
+/// Has the machine end when the file is cut.
+fn watch_file(
+    mapping: &pmem::Mapping,
+    worker: &mut EventLoop,
+    handle: &MachineHandle,
+) -> io::Result<()> {
+    let Some(changes) = mapping.changes().cloned() else {
+        return Ok(());
+    };
+    let (mapping, handle) = (mapping.clone(), handle.clone());
+    let look = move |_: &mut EventLoop, _, _| {
+        mapping.acknowledge();
+        if mapping.check().is_err() {
+            handle.send(Message::FileCut);
+        }
+    };
+    worker.add(changes, worker::Interest::READ, Box::new(look))?;
+    Ok(())
+}
+
+/// Where each of the files lies in guest physical memory.
+fn place(
+    hypervisor: &dyn Hypervisor,
+    ram_bytes: u64,
+    files: &[pmem::File],
+) -> Result<Vec<GuestAddress>, Error> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sizes: Vec<u64> = files.iter().map(pmem::File::size).collect();
+    let bits = cpuid::physical_address_bits(&hypervisor.supported_cpuid()?);
+    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
+    let ranges = layout::persistent_ranges(ram_bytes, &sizes).unwrap_or_default();
+    let end = ranges.last().map_or(u64::MAX, |range| range.end);
+    if end > limit {
+        return Err(Error::TooHigh { end, bits });
+    }
+    Ok(ranges
+        .into_iter()
+        .map(|range| GuestAddress(range.start))
+        .collect())
 }
 
 /// Puts everything into RAM that must be there before the first instruction.

@@ -64,6 +64,140 @@ fn a_reset_after_a_panic_message_is_the_panic() {
     assert_eq!(outcome(script), Outcome::Panicked { message });
 }
 
+/// A character by a virtio console's emergency register, at the machine's first window (virtio 1.3 §4.2.2, §5.3.4).
+fn cried(text: &str) -> Vec<Step> {
+    text.bytes()
+        .map(|byte| Step::Write(board::VIRTIO_BASE + 0x100 + 8, vec![byte, 0, 0, 0]))
+        .collect()
+}
+
+#[test]
+fn a_panic_is_seen_on_a_virtio_console_and_on_the_serial_port_beside_it() {
+    for print in [printed, cried] {
+        let mut script = print("[ 1.0] Kernel panic - not syncing: out of ideas\r\n");
+        script.push(Step::Out(board::PM + 2, vec![1]));
+        let spec = Spec {
+            console: ConsoleDevice::Virtio,
+            ..spec()
+        };
+        let (report, _) = run(script, spec);
+        let message = Some("out of ideas".to_owned());
+        assert_eq!(report.outcome, Outcome::Panicked { message });
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(json.contains(r#""console":"virtio""#), "{json}");
+    }
+}
+
+#[test]
+fn a_virtio_console_and_the_ports_are_the_first_devices_and_their_names_differ() {
+    let (port, end) = Port::channel("agent").unwrap();
+    for (console, ports, expected) in [
+        (ConsoleDevice::Serial, 0, [0, 0]),
+        (ConsoleDevice::Virtio, 0, [3, 0]),
+        (ConsoleDevice::Serial, 1, [3, 0]),
+        (ConsoleDevice::Virtio, 1, [3, 3]),
+    ] {
+        // DeviceID of the first two windows (virtio 1.3 §4.2.2).
+        let mut script: Vec<Step> = [0, 0x1000]
+            .map(|window| Step::Read(board::VIRTIO_BASE + window + 8, 4))
+            .into();
+        script.push(Step::Shutdown);
+        let spec = Spec {
+            console,
+            ports: vec![Arc::clone(&port); ports],
+            ..spec()
+        };
+        let (_, transcript) = run(script, spec);
+        let ids: Vec<u32> = transcript
+            .answers()
+            .iter()
+            .map(|bytes| u32::from_le_bytes(bytes[..4].try_into().unwrap()))
+            .map(|id| if id == u32::MAX { 0 } else { id })
+            .collect();
+        assert_eq!(ids, expected, "{console:?}, {ports}");
+    }
+    drop(end);
+    let spec = Spec {
+        ports: vec![Arc::clone(&port), port],
+        ..spec()
+    };
+    let console = Console::open(&Kind::Off).unwrap();
+    let host = FakeHypervisor::new(vec![]);
+    let error = Machine::new(&host, spec, console).err().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "two ports are called `agent`, and each needs a name of its own"
+    );
+}
+
+#[test]
+fn what_is_printed_by_both_devices_of_a_virtio_console_goes_to_one_place() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut script = printed("early ");
+    script.extend(cried("late"));
+    script.push(Step::Shutdown);
+    let spec = Spec {
+        console: ConsoleDevice::Virtio,
+        ..spec()
+    };
+    let console = Console::over(None, Some(writer.into())).unwrap();
+    let machine = Machine::new(&FakeHypervisor::new(script), spec, console).unwrap();
+    machine.run().unwrap();
+    assert_eq!(io::read_to_string(reader).unwrap(), "early late");
+}
+
+#[test]
+fn a_virtio_console_has_the_size_of_its_terminal_and_follows_it() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use vmm_sys_util::signal::Killable;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let resize = |columns, rows| {
+        let size = rustix::termios::Winsize {
+            ws_col: columns,
+            ws_row: rows,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&master, size).unwrap();
+    };
+    resize(80, 25);
+    let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
+    let (started, ready) = std::sync::mpsc::channel();
+    // A thread of its own, which the signal can be sent to: it is blocked there and nowhere else.
+    let thread = std::thread::spawn(move || {
+        let console = Console::over(None, Some(terminal)).unwrap();
+        let spec = Spec {
+            console: ConsoleDevice::Virtio,
+            ..spec()
+        };
+        let mut machine = Machine::new(&FakeHypervisor::new(vec![]), spec, console).unwrap();
+        machine.follow_terminal().unwrap();
+        let port = machine.console_port.clone().unwrap();
+        started.send((machine.handle(), port)).unwrap();
+        machine.run().unwrap();
+    });
+    let (handle, port) = ready.recv().unwrap();
+    let size = |columns, rows| port::Size { columns, rows };
+    assert_eq!(port.size(), size(80, 25));
+    port.acknowledge();
+    resize(132, 43);
+    thread.kill(libc::SIGWINCH).unwrap();
+    let bell = port.bell();
+    let limit = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    let mut fds = [PollFd::new(&bell, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
+    assert_eq!(port.size(), size(132, 43));
+    handle.stop(StoppedBy::Terminate);
+    thread.join().unwrap();
+}
+
 #[test]
 fn a_guest_that_waits_for_ever_meets_its_time_limit() {
     let spec = Spec {
@@ -133,4 +267,92 @@ fn a_machine_pauses_resumes_and_stops_from_another_thread() {
             by: StoppedBy::Interrupt
         }
     );
+}
+
+/// A file of `bytes` bytes, open as persistent memory.
+fn persistent(scratch: &tempfile::TempDir, name: &str, bytes: u64, read_only: bool) -> pmem::File {
+    let path = scratch.path().join(name);
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(bytes).unwrap();
+    pmem::File::open(&pmem::Options { path, read_only }).unwrap()
+}
+
+#[test]
+fn files_are_memory_slots_above_ram_and_devices_after_the_others() {
+    let scratch = tempfile::tempdir().unwrap();
+    let window = |index: u64| board::VIRTIO_BASE + index * 0x1000;
+    let spec = Spec {
+        ram_bytes: 4 << 30,
+        devices: vec![Box::new(crate::virtio::dev::rng::Rng::new(0))],
+        pmem: vec![
+            persistent(&scratch, "a", 2 << 20, false),
+            persistent(&scratch, "b", 4 << 20, true),
+        ],
+        ..spec()
+    };
+    // DeviceID, and of the configuration space `start` and `size` (virtio 1.3 §4.2.2, §5.19.4).
+    let reads = [
+        (window(0) + 8, 4),
+        (window(1) + 8, 4),
+        (window(2) + 8, 4),
+        (window(1) + 0x104, 1),
+        (window(2) + 0x108, 4),
+    ];
+    let mut script: Vec<Step> = reads.map(|(at, len)| Step::Read(at, len)).to_vec();
+    script.push(Step::Shutdown);
+    let (_, transcript) = run(script, spec);
+    let slots: Vec<_> = transcript
+        .memory()
+        .iter()
+        .map(|slot| (slot.index, slot.guest >> 30, slot.len, slot.read_only))
+        .collect();
+    assert_eq!(
+        slots,
+        [
+            (0, 0, 3 << 30, false),
+            (1, 4, 1 << 30, false),
+            (2, 5, 2 << 20, false),
+            (3, 6, 4 << 20, true)
+        ]
+    );
+    let answers = transcript.answers();
+    assert_eq!(answers[..3], [[4, 0, 0, 0], [27, 0, 0, 0], [27, 0, 0, 0]]);
+    assert_eq!(answers[3], [1], "5 GiB is 0x1_4000_0000");
+    assert_eq!(answers[4], (4_u32 << 20).to_le_bytes());
+}
+
+#[test]
+fn memory_past_the_cpus_addresses_is_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    // A host without CPUID leaf 8000_0008 has 36 bits: 64 GiB, of which the first 4 are taken.
+    let file = persistent(&scratch, "large", 61 << 30, false);
+    let host = FakeHypervisor::new(vec![]);
+    let pmem = Spec {
+        pmem: vec![file],
+        ..spec()
+    };
+    let error = Machine::new(&host, pmem, Console::open(&Kind::Off).unwrap())
+        .err()
+        .unwrap();
+    assert!(
+        error.to_string().contains("addresses of 36 bits"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_machine_ends_when_its_memory_is_cut() {
+    let scratch = tempfile::tempdir().unwrap();
+    let spec = Spec {
+        pmem: vec![persistent(&scratch, "file", 2 << 20, false)],
+        ..spec()
+    };
+    let host = FakeHypervisor::new(vec![Step::Hlt]);
+    let machine = Machine::new(&host, spec, Console::open(&Kind::Off).unwrap()).unwrap();
+    let path = scratch.path().join("file");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(4 << 20).unwrap();
+    file.set_len(1).unwrap();
+    let error = machine.run().unwrap_err().to_string();
+    assert!(error.contains("was cut from 2097152 to 1 bytes"), "{error}");
 }

@@ -10,6 +10,17 @@ pub struct Signals {
     fd: OwnedFd,
 }
 
+/// Keeps all signals from this thread: they are for the one that waits for them, and this one may be older than its asking
+/// for them.
+pub fn block_all() {
+    // SAFETY: a signal set is plain data, which sigfillset fills before it is read.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+    }
+}
+
 impl Signals {
     /// Blocks `numbers` for this thread and all that it starts from now on, and collects them instead.
     ///

@@ -52,6 +52,22 @@ pub fn for_vcpu(supported: &CpuId, topology: Topology) -> CpuId {
     CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
 }
 
+/// How many bits a guest physical address can have, from what the host supports (leaf 8000_0008, EAX; without it,
+/// 36). Where nested paging reaches less far than the CPU, bits 23 to 16 say how far.
+pub fn physical_address_bits(supported: &CpuId) -> u32 {
+    let widths = supported
+        .as_slice()
+        .iter()
+        .find(|entry| entry.function == 0x8000_0008)
+        .map_or(0, |entry| entry.eax);
+    let (cpu, guest) = (widths & 0xff, widths >> 16 & 0xff);
+    match (cpu, guest) {
+        (0, _) => 36,
+        (cpu, 0) => cpu,
+        (cpu, guest) => cpu.min(guest),
+    }
+}
+
 /// "AuthenticAMD" or "HygonGenuine" by the first four letters, in EBX.
 fn is_amd(leaf0: &kvm_cpuid_entry2) -> bool {
     [*b"Auth", *b"Hygo"].contains(&leaf0.ebx.to_le_bytes())
@@ -175,6 +191,19 @@ mod tests {
                 );
                 assert!(leaves(&cpuid, 0x1f).is_empty());
             }
+        }
+    }
+
+    #[test]
+    fn the_address_width_is_the_smaller_of_the_cpus_and_of_nested_paging() {
+        for (eax, bits) in [(None, 36), (Some(0x3027), 39), (Some(0x30_3034), 48)] {
+            let leaf = eax.map(|eax| kvm_cpuid_entry2 {
+                function: 0x8000_0008,
+                eax,
+                ..Default::default()
+            });
+            let cpuid = CpuId::from_entries(leaf.as_slice()).unwrap();
+            assert_eq!(physical_address_bits(&cpuid), bits);
         }
     }
 

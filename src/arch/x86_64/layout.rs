@@ -53,6 +53,25 @@ pub fn ram_ranges(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// Persistent memory starts on multiples of this many bytes. Linux maps a device's memory in sections of 128 MiB,
+/// none of which may hold RAM too; this leaves room for guests with larger ones, and for 1 GiB pages.
+pub const PERSISTENT_ALIGNMENT: u64 = 1 << 30;
+
+/// Where persistent memory of these sizes (bytes) lies in a machine with `ram_bytes` of RAM: above both RAM and the
+/// hole, in the order given. The memory map does not mention it. `None` when it would leave the address space.
+pub fn persistent_ranges(ram_bytes: u64, sizes: &[u64]) -> Option<Vec<Range<u64>>> {
+    let mut end = ram_ranges(ram_bytes)
+        .into_iter()
+        .map(|(start, len)| start.saturating_add(len))
+        .fold(HOLE.end, u64::max);
+    let place = |size: &u64| {
+        let start = end.checked_next_multiple_of(PERSISTENT_ALIGNMENT)?;
+        end = start.checked_add(*size)?;
+        Some(start..end)
+    };
+    sizes.iter().map(place).collect()
+}
+
 /// What the BIOS memory map (E820) says of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemoryKind {
@@ -99,6 +118,24 @@ mod tests {
     fn ram_past_three_gigabytes_goes_on_above_the_hole() {
         assert_eq!(ram_ranges(512 << 20), [(0, 512 << 20)]);
         assert_eq!(ram_ranges(4 << 30), [(0, 3 << 30), (4 << 30, 1 << 30)]);
+    }
+
+    #[test]
+    fn persistent_memory_lies_above_ram_on_boundaries_of_its_own() {
+        let (gib, mib) = (1 << 30, 1 << 20);
+        let places = |ram, sizes: &[u64]| persistent_ranges(ram, sizes).unwrap();
+        assert_eq!(places(512 * mib, &[2 * mib])[0], 4 * gib..4 * gib + 2 * mib);
+        assert_eq!(
+            places(4 * gib + 2 * mib, &[3 * gib, 2 * mib, 4 * mib]),
+            [
+                6 * gib..9 * gib,
+                9 * gib..9 * gib + 2 * mib,
+                10 * gib..10 * gib + 4 * mib
+            ]
+        );
+        assert!(places(mib, &[]).is_empty());
+        assert_eq!(persistent_ranges(mib, &[u64::MAX]), None);
+        assert_eq!(persistent_ranges(mib, &[u64::MAX - (5 << 30), 1, 1]), None);
     }
 
     #[test]

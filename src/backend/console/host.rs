@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, ptsname, unlockpt};
 
 use super::Error;
+use crate::backend::port::Size;
 
 /// What poll(2) says a pipe takes without blocking (pipe(7)).
 pub const PIPE_BUF: usize = 4096;
@@ -143,6 +144,26 @@ fn reopen(shared: &OwnedFd, kind: FileType, access: OFlags) -> Option<OwnedFd> {
         rustix::fs::Mode::empty(),
     )
     .ok()
+}
+
+/// The terminal that output goes to.
+#[derive(Clone, Debug)]
+pub struct Display(Arc<OwnedFd>);
+
+impl Display {
+    pub(super) fn new(fd: Arc<OwnedFd>) -> Display {
+        Display(fd)
+    }
+
+    /// Its size as things stand; 0 by 0 when it does not say.
+    pub fn size(&self) -> Size {
+        rustix::termios::tcgetwinsize(&self.0)
+            .map(|size| Size {
+                columns: size.ws_col,
+                rows: size.ws_row,
+            })
+            .unwrap_or_default()
+    }
 }
 
 /// A file, created or emptied.

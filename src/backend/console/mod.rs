@@ -1,6 +1,6 @@
-//! The console: the host's end of the guest's serial line.
+//! The console: the host's end of the guest's serial line, or of its virtio console.
 //!
-//! Output moves from the serial port into a queue, on a vCPU thread; from the queue to a terminal, a
+//! Output moves from the device into a queue, for the serial port on a vCPU thread; from the queue to a terminal, a
 //! pipe or a file, on the event loop, never waiting for whoever reads there. A slow reader fills the
 //! queue, and then the guest finds its transmitter busy: the back pressure of a real serial line,
 //! felt by the guest alone. Input goes the other way, and the host is read only while the guest has
@@ -14,6 +14,7 @@ mod host;
 mod terminal;
 
 pub use escape::Key;
+pub use host::Display;
 pub use terminal::{RawTerminal, restore_terminal};
 
 use std::collections::VecDeque;
@@ -212,6 +213,12 @@ impl Console {
             terminal: None,
             output: Arc::new(Mutex::new(output)),
         })
+    }
+
+    /// The terminal that output goes to, if it goes to one: standard output's, or a pseudo-terminal.
+    pub fn display(&self) -> Option<Display> {
+        let fd = lock(&self.output).sink.as_ref().map(Sink::fd)?;
+        isatty(&fd).then_some(Display::new(fd))
     }
 
     /// The queue that the serial port prints into.

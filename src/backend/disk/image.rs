@@ -92,7 +92,7 @@ impl Image {
         // With O_DIRECT the read is refused, and the hint is left out.
         if self.file.read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC {
             log::warn!(
-                "{} begins like a qcow2 image but is used as raw; if it is one, add `,format=qcow2`",
+                "{} begins like a qcow2 image but is used as raw; if it is one, make it a --disk with `,format=qcow2`",
                 options.path.display()
             );
         }

@@ -124,21 +124,28 @@ impl Disk {
     /// When there is none, it cannot be opened so, somebody else has it, it is not of the stated format, or its size
     /// is not one of a disk.
     pub fn open(options: &Options) -> Result<Disk, Error> {
+        Ok(Disk::open_with(options, Ring::new)?.0)
+    }
+
+    /// Opens and locks an image whose file the caller has another use for. The lock lasts until both are dropped.
+    ///
+    /// # Errors
+    /// As [`Disk::open`].
+    pub fn open_with_file(options: &Options) -> Result<(Disk, File), Error> {
         Disk::open_with(options, Ring::new)
     }
 
     /// Opens an image as on a host that refuses io_uring.
     #[cfg(test)]
     pub(crate) fn open_without_ring(options: &Options) -> Result<Disk, Error> {
-        Disk::open_with(options, |_, _| {
-            Err(io::Error::from_raw_os_error(libc::EPERM))
-        })
+        let refused = |_, _| Err(io::Error::from_raw_os_error(libc::EPERM));
+        Ok(Disk::open_with(options, refused)?.0)
     }
 
     fn open_with(
         options: &Options,
         ring: impl FnOnce(File, u32) -> io::Result<Ring>,
-    ) -> Result<Disk, Error> {
+    ) -> Result<(Disk, File), Error> {
         let path = &options.path;
         let host = |source| Error::Host {
             path: path.clone(),
@@ -146,6 +153,7 @@ impl Disk {
         };
         let image = Image::open(options)?;
         let sector = image.sector;
+        let file = image.file.try_clone().map_err(host)?;
         let (capacity, engine): (u64, Box<dyn Engine>) = match options.format {
             Format::Raw => {
                 let len = image.len;
@@ -183,13 +191,14 @@ impl Disk {
                 bytes: capacity,
             });
         }
-        Ok(Disk {
+        let disk = Disk {
             path: path.clone(),
             capacity,
             sector,
             read_only: options.read_only,
             engine,
-        })
+        };
+        Ok((disk, file))
     }
 
     /// The image's path, for messages.

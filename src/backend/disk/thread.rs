@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::{Completion, Engine, Operation};
 use crate::mem::GuestRam;
+use crate::worker::signals;
 
 /// Does an operation and waits for its end.
 pub(super) type Image = Box<dyn FnMut(&GuestRam, &Operation) -> io::Result<()> + Send>;
@@ -43,7 +44,7 @@ impl Thread {
         let thread = std::thread::Builder::new()
             .name("disk".to_owned())
             .spawn(move || {
-                block_signals();
+                signals::block_all();
                 for job in queue {
                     let result = image(&job.ram, &job.operation);
                     // Guest memory is let go of before anybody hears that the operation has ended.
@@ -114,15 +115,5 @@ impl Drop for Thread {
             // It ends when its queue is empty. If it panicked, that has been printed already.
             let _ = thread.join();
         }
-    }
-}
-
-/// Signals are for the thread that waits for them; this one may be older than its asking for them.
-fn block_signals() {
-    // SAFETY: a signal set is plain data, which sigfillset fills before it is read.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
     }
 }

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -187,7 +187,7 @@ impl Vm for KvmVm {
             .push(owner);
         let region = kvm_userspace_memory_region {
             slot: slot.index,
-            flags: 0,
+            flags: if slot.read_only { KVM_MEM_READONLY } else { 0 },
             guest_phys_addr: slot.guest,
             memory_size: slot.len,
             userspace_addr: slot.host,

@@ -9,11 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
-
+use super::timer;
 use crate::backend::rate::{Limiter, Limits};
 
 /// A rate limit with its timer.
@@ -32,11 +28,10 @@ impl Throttle {
         if limits.is_unlimited() {
             return Ok(None);
         }
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         Ok(Some(Throttle {
             limiter: Limiter::new(limits, Duration::ZERO),
             since: Instant::now(),
-            timer: Arc::new(timerfd_create(TimerfdClockId::Monotonic, flags)?),
+            timer: Arc::new(timer::idle()?),
         }))
     }
 
@@ -51,7 +46,7 @@ impl Throttle {
         match self.limiter.take(bytes, self.since.elapsed()) {
             Ok(()) => true,
             Err(wait) => {
-                self.set_timer(wait);
+                timer::once(&self.timer, wait);
                 false
             }
         }
@@ -59,28 +54,11 @@ impl Throttle {
 
     /// The timer has been seen.
     pub fn acknowledge(&self) {
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        timer::acknowledge(&self.timer);
     }
 
     /// Nobody waits any more.
     pub fn stop(&self) {
-        self.set_timer(Duration::ZERO);
-    }
-
-    /// Zero stops the timer.
-    fn set_timer(&self, after: Duration) {
-        let zero = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let timer = Itimerspec {
-            it_interval: zero,
-            it_value: Timespec {
-                tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: after.subsec_nanos().into(),
-            },
-        };
-        // Cannot fail for a timerfd and a time of this form.
-        let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &timer);
+        timer::once(&self.timer, Duration::ZERO);
     }
 }

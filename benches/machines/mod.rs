@@ -1,0 +1,178 @@
+//! What the benches share: assets, Linux guests in sarang and in QEMU, and how two machines are compared.
+//!
+//! Machines are shared and noisy, so the two run alternately, and what counts is the ratio of the two medians.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The argument by which a bench runs itself inside `scripts/kvm-anywhere`.
+const INSIDE: &str = "--inside";
+
+/// What `NAME=PATH` lines of a script say.
+pub fn asset(script: &str, name: &str) -> PathBuf {
+    let output = Command::new(scripts().join(script))
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("the script runs");
+    let text = String::from_utf8(output.stdout).expect("lines of text");
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    value.expect("the script knows the asset").into()
+}
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
+}
+
+/// The arguments with which this program was started inside a machine with a full KVM, if it was.
+pub fn inside() -> Option<Vec<PathBuf>> {
+    let mut arguments = std::env::args_os().skip_while(|argument| argument != INSIDE);
+    arguments.next()?;
+    Some(arguments.map(PathBuf::from).collect())
+}
+
+/// Runs this program again inside `scripts/kvm-anywhere`, with these arguments.
+pub fn go_inside(arguments: &[PathBuf]) {
+    let status = Command::new(scripts().join("kvm-anywhere"))
+        .args(["--mem", "6G", "--"])
+        .arg(std::env::current_exe().expect("this program"))
+        .arg(INSIDE)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "no Linux");
+}
+
+pub fn median<T: PartialOrd + Copy>(values: &mut [T]) -> Option<T> {
+    values.sort_unstable_by(|a, b| a.partial_cmp(b).expect("numbers"));
+    values.get(values.len() / 2).copied()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Vmm {
+    Sarang,
+    Qemu,
+}
+
+impl Vmm {
+    /// In the order in which they take turns.
+    pub const BOTH: [Vmm; 2] = [Vmm::Sarang, Vmm::Qemu];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Vmm::Sarang => "sarang",
+            Vmm::Qemu => "qemu microvm",
+        }
+    }
+
+    /// The program with the flags for a kernel and an initramfs, two vCPUs and 512 MiB. The console is on its standard
+    /// streams.
+    pub fn linux(self, kernel: &Path, initrd: &Path) -> Vec<String> {
+        let (kernel, initrd) = (kernel.display(), initrd.display());
+        let words = "console=ttyS0 reboot=a panic=-1 quiet";
+        let line = match self {
+            Vmm::Sarang => format!(
+                "{} run -c 2 -m 512M --timeout 120s -k {kernel} -i {initrd} -p quiet",
+                env!("CARGO_BIN_EXE_sarang")
+            ),
+            Vmm::Qemu => format!(
+                "timeout 120 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
+                 -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot -serial stdio \
+                 -kernel {kernel} -initrd {initrd} -append"
+            ),
+        };
+        let mut line: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        if self == Vmm::Qemu {
+            line.push(words.to_owned());
+        }
+        line
+    }
+}
+
+/// Figures of one kind, taken from both machines in turn.
+pub struct Comparison {
+    what: &'static str,
+    unit: &'static str,
+    /// Whether more is better.
+    rate: bool,
+    figures: [Vec<f64>; 2],
+}
+
+impl Comparison {
+    pub fn new(what: &'static str, unit: &'static str, rate: bool) -> Comparison {
+        Comparison {
+            what,
+            unit,
+            rate,
+            figures: [Vec::new(), Vec::new()],
+        }
+    }
+
+    /// Takes the figure after `result WHAT ` in what a guest has printed, if it is there.
+    pub fn take(&mut self, vmm: Vmm, text: &str) {
+        let mark = format!("result {} ", self.what);
+        let figure: Option<f64> = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(&mark)?.trim().parse().ok());
+        self.figures[vmm as usize].extend(figure);
+    }
+
+    /// A line: both medians, and how many times better sarang is.
+    pub fn print(&mut self) {
+        let [ours, theirs] = &mut self.figures;
+        let (ours, theirs) = (median(ours), median(theirs));
+        let show = |figure: Option<f64>| match figure {
+            Some(figure) => format!("{figure:10.1} {}", self.unit),
+            None => "does not run here".to_owned(),
+        };
+        let ratio = match (ours, theirs) {
+            (Some(ours), Some(theirs)) if self.rate => format!("{:.2} times", ours / theirs),
+            (Some(ours), Some(theirs)) => format!("{:.2} times", theirs / ours),
+            _ => String::new(),
+        };
+        println!(
+            "  {:<28} {:>18} {:>18}   {ratio}",
+            self.what,
+            show(ours),
+            show(theirs)
+        );
+    }
+}
+
+/// Joins initramfs archives, and adds a script that the init of `scripts/guest-assets` runs.
+pub fn initrd(scratch: &Path, parts: &[PathBuf], script: &str) -> PathBuf {
+    let root = scratch.join("rc");
+    std::fs::create_dir_all(root.join("etc")).expect("room for a script");
+    std::fs::write(root.join("etc/rc"), script).expect("room for a script");
+    let mut joined = Vec::new();
+    for part in parts {
+        joined.extend(std::fs::read(part).expect("an initramfs"));
+    }
+    joined.extend(pack(&root));
+    let path = scratch.join("initrd");
+    std::fs::write(&path, joined).expect("room for an initramfs");
+    path
+}
+
+/// A directory as an initramfs archive.
+pub fn pack(directory: &Path) -> Vec<u8> {
+    let cache = asset("guest-assets", "SARANG_INITRD");
+    let busybox = cache.with_file_name("busybox").join("bin/busybox");
+    let output = Command::new("sh")
+        .args(["-c", "find . | \"$0\" cpio -o -H newc"])
+        .arg(busybox)
+        .current_dir(directory)
+        .output()
+        .expect("busybox runs");
+    output.stdout
+}
+
+/// Runs a command to its end, and gives what it printed.
+pub fn output(mut command: Command) -> String {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .expect("the command runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,152 @@
+//! A shared directory's speed: `find` and `tar` over a tree of many small files, with cold and with warm caches in the
+//! guest, and as many files made anew; sarang's `--share`, and virtiofsd under `qemu-system-x86_64 -M microvm`, alternately
+//! in one run. Run it with `cargo bench --bench share`; the guests run inside `scripts/kvm-anywhere`.
+
+#[allow(dead_code)]
+mod machines;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use machines::{Comparison, Vmm};
+
+const RUNS: usize = 5;
+const DIRECTORIES: usize = 60;
+/// In each directory.
+const FILES: usize = 25;
+
+const SCRIPT: &str = r#"
+mkdir /tree; mount -t virtiofs tree /tree
+took() { # WHAT COMMAND…
+    what=$1; shift
+    read -r up _ </proc/uptime; before=${up%.*}${up#*.}
+    "$@"
+    read -r up _ </proc/uptime; after=${up%.*}${up#*.}
+    echo "result $what $(((after - before) * 10))"
+}
+all() { find /tree/source -type f | wc -l >/count; }
+pack() { tar -cf - -C /tree source | wc -c >/count; }
+make() { cp -r /tree/source/1 /tree/source/2 /tree/source/3 /tree/source/4 /tree/new; }
+rm -rf /tree/new; mkdir /tree/new
+took "find, cold" all
+took "tar, cold" pack
+took "find, warm" all
+took "tar, warm" pack
+took "make files" make
+"#;
+
+fn main() {
+    match machines::inside() {
+        Some(assets) => compare(&assets),
+        None => machines::go_inside(&[
+            machines::asset("build-guest-kernel", "SARANG_GUEST_KERNEL"),
+            machines::asset("guest-assets", "SARANG_INITRD"),
+        ]),
+    }
+}
+
+/// Files of 0 to 16 KiB, most of them small, as in a source tree.
+fn make_tree(root: &Path) {
+    for directory in 0..DIRECTORIES {
+        let directory = root.join("source").join(directory.to_string());
+        fs::create_dir_all(&directory).expect("room for a tree");
+        for file in 0..FILES {
+            let len = 16 * file * file;
+            fs::write(directory.join(file.to_string()), vec![b'x'; len]).expect("room for a tree");
+        }
+    }
+}
+
+/// Debian has it beside QEMU, or as a package of its own.
+fn virtiofsd(socket: &Path, tree: &Path) -> Option<Child> {
+    let places = [
+        "/usr/libexec/virtiofsd",
+        "/usr/lib/qemu/virtiofsd",
+        "/usr/bin/virtiofsd",
+    ];
+    let program = places.into_iter().find(|place| Path::new(place).exists())?;
+    let child = Command::new(program)
+        .arg(format!("--socket-path={}", socket.display()))
+        .args([
+            "-o",
+            &format!("source={}", tree.display()),
+            "-o",
+            "cache=auto",
+        ])
+        .args(["-o", "sandbox=chroot"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .ok()?;
+    while !socket.exists() {
+        std::thread::yield_now();
+    }
+    Some(child)
+}
+
+fn compare(assets: &[PathBuf]) {
+    let [kernel, busybox] = assets else {
+        panic!("a kernel and an initramfs");
+    };
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let tree = scratch.path().join("tree");
+    make_tree(&tree);
+    let initrd = machines::initrd(scratch.path(), std::slice::from_ref(busybox), SCRIPT);
+    let names = [
+        "find, cold",
+        "tar, cold",
+        "find, warm",
+        "tar, warm",
+        "make files",
+    ];
+    let mut figures = names.map(|name| Comparison::new(name, "ms", false));
+    for run in 0..RUNS {
+        for vmm in Vmm::BOTH {
+            let mut line = vmm.linux(kernel, &initrd);
+            let mut daemon = None;
+            match vmm {
+                Vmm::Sarang => {
+                    line.extend(["--share".to_owned(), format!("{},tag=tree", tree.display())]);
+                }
+                Vmm::Qemu => {
+                    let socket = scratch.path().join(format!("virtiofsd{run}"));
+                    daemon = virtiofsd(&socket, &tree);
+                    if daemon.is_none() {
+                        continue;
+                    }
+                    let chardev = format!("socket,id=c,path={}", socket.display());
+                    line.extend(
+                        [
+                            "-object",
+                            "memory-backend-memfd,id=m,size=512M,share=on",
+                            "-machine",
+                            "memory-backend=m",
+                            "-chardev",
+                            &chardev,
+                            "-device",
+                            "vhost-user-fs-device,chardev=c,tag=tree",
+                        ]
+                        .map(str::to_owned),
+                    );
+                }
+            }
+            let mut command = Command::new(&line[0]);
+            command.args(&line[1..]);
+            let text = machines::output(command);
+            figures
+                .iter_mut()
+                .for_each(|figure| figure.take(vmm, &text));
+            if let Some(mut daemon) = daemon {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+            }
+        }
+    }
+    println!(
+        "a tree of {} files, 2 vCPUs, median of {RUNS}, and how many times better sarang is:",
+        DIRECTORIES * FILES
+    );
+    figures.iter_mut().for_each(Comparison::print);
+}

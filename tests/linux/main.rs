@@ -1,0 +1,11 @@
+//! Linux in sarang, through the binary. These need a full KVM, and the kernels that `scripts/guest-assets`
+//! fetches and `scripts/build-guest-kernel` builds. So they run only when asked for: `scripts/test` does, inside
+//! `scripts/kvm-anywhere` if need be.
+
+mod boot;
+mod console;
+mod devices;
+mod disk;
+mod everything;
+mod guest;
+mod net;
