@@ -6,8 +6,9 @@
 //!
 //! A virtio device runs on the event loop altogether, so its backend mostly needs no queue of bytes: [`net`] moves
 //! frames when it is called; [`disk`] starts an operation on guest RAM and hears of its end through a descriptor, and
-//! [`share`] does so with messages; [`pmem`] gives the guest a file as memory. [`rate`] says how much of it a guest may
-//! have. [`image`] makes a root disk of a directory, a tar or a container image.
+//! [`share`] does so with messages; [`pmem`] gives the guest a file as memory; [`vsock`] has a socket for each of a guest's
+//! connections. [`rate`] says how much of it a guest may have. [`image`] makes a root disk of a directory, a tar or a
+//! container image.
 
 mod byte_queue;
 pub mod console;
@@ -18,6 +19,7 @@ pub mod pmem;
 pub mod port;
 pub mod rate;
 pub mod share;
+pub mod vsock;
 
 pub use byte_queue::{ByteQueue, INPUT_CAPACITY, OUTPUT_CAPACITY};
 

@@ -16,6 +16,7 @@ mod pmem;
 mod quantity;
 mod run;
 mod share;
+mod vsock;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -190,6 +191,7 @@ mod tests {
             ("--net", "bridge", "tap=NAME, user or none"),
             ("--net", "user,hostfwd=22", "two TCP ports"),
             ("--disk", "a.img,rw", "--disk does not know `rw`"),
+            ("--vsock", "2", "is not a guest's CID"),
             ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
             ("--share", "dir,rw", "--share does not know `rw`"),
         ] {

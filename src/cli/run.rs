@@ -14,7 +14,7 @@ use super::console;
 use super::kernels::{Found, Places};
 use super::net::{self, Cards, Network};
 use super::share::{self, Share};
-use super::{Result, USAGE, quantity, say};
+use super::{Result, USAGE, quantity, say, vsock};
 use crate::backend::console::{Console, Kind};
 use crate::guest::modules::Need;
 use crate::hv::kvm::Kvm;
@@ -58,6 +58,10 @@ Without mac=, a card's address follows from --name and its place, and is always 
 
 A directory is shared with --share and mounted in the guest: mount -t virtiofs TAG /mnt
 
+With --vsock, a program of the host reaches the guest's port 52 through the socket DIR/vsock: it
+writes the line `CONNECT 52` and reads `OK PORT`; the guest reaches port 52 of the host (CID 2) if a
+program listens at the socket DIR/vsock_52. Without path=, DIR is made and removed, and is shown.
+
 Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
 124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port. With a
 command: its own, 128+N if signal N killed it, 126 if it cannot be executed, 127 if it is not there.
@@ -77,6 +81,7 @@ Examples:
   sarang run -k vmlinuz -i initrd.img -m 4G --balloon 2G,stats=1s --json
   sarang run -k vmlinuz -i initrd.img --share src --share /srv/data,tag=data,ro
   sarang run -k vmlinuz --pmem root.ext4,ro -p 'root=/dev/pmem0 ro rootflags=dax'
+  sarang run -k vmlinuz -i initrd.img --vsock 3,path=/run/vm1
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -163,6 +168,9 @@ pub(super) struct Arguments {
     /// Directory with the kernel's modules: lib/modules/VERSION, or what has that in it
     #[arg(long, value_name = "DIR")]
     modules: Option<PathBuf>,
+    /// Sockets between guest and host (AF_VSOCK), the guest's address being CID, 3 to 4294967294; see below
+    #[arg(long, value_name = "CID[,path=DIR]", value_parser = vsock::parse)]
+    vsock: Option<vsock::Sockets>,
     /// Write one line for every exit of the guest to userspace
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -243,9 +251,20 @@ pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
         true => command::writable(&root, &arguments.rw)?,
         false => Vec::new(),
     };
+    let sockets = arguments
+        .vsock
+        .as_ref()
+        .map(|sockets| sockets.resolve(&arguments.name));
     // A command's own messages are to be alone on standard error, where somebody reads them.
     if !for_command || verbose || std::io::stderr().is_terminal() {
-        let mut line = resolved(&arguments, &found.kernel, &initrds, &networks, &shares);
+        let mut line = resolved(
+            &arguments,
+            &found.kernel,
+            &initrds,
+            &networks,
+            &shares,
+            sockets.as_ref(),
+        );
         if for_command {
             line.push_str(&resolved_command(&arguments, &root, &rw));
         }
@@ -287,6 +306,7 @@ pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
     for (index, disk) in arguments.disks().enumerate() {
         devices.push(disk.open(before + index)?);
     }
+    let sockets = sockets.map(|sockets| sockets.open()).transpose()?;
     devices.extend(share::open(&shares)?);
     let pmem: Result<Vec<_>> = arguments.pmem.iter().map(|pmem| pmem.open()).collect();
     let pmem = pmem?;
@@ -315,6 +335,7 @@ pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
     let mut initrds = initrds?;
     initrds.extend(first_files);
     devices.extend(cards.into_devices()?);
+    devices.extend(sockets);
     devices.push(Box::new(Rng::new(0)));
     let balloon = arguments
         .balloon
@@ -377,6 +398,9 @@ fn needs(arguments: &Arguments, networks: &[Network]) -> Vec<Need> {
     if !arguments.share.is_empty() {
         needs.push(Need::Fs);
     }
+    if arguments.vsock.is_some() {
+        needs.push(Need::Vsock);
+    }
     if arguments.balloon.is_some() {
         needs.push(Need::Balloon);
     }
@@ -429,6 +453,7 @@ fn resolved(
     initrds: &[PathBuf],
     networks: &[Network],
     shares: &[Share],
+    sockets: Option<&vsock::Resolved>,
 ) -> String {
     let mut words = vec!["sarang".to_owned(), "run".to_owned()];
     let mut flag = |flag: &str, value: &str| {
@@ -463,6 +488,9 @@ fn resolved(
     }
     for pmem in &arguments.pmem {
         flag("--pmem", pmem.text());
+    }
+    if let Some(sockets) = sockets {
+        flag("--vsock", &sockets.text());
     }
     for append in &arguments.append {
         flag("-p", append);
@@ -520,6 +548,7 @@ mod tests {
             &[],
             &networks,
             &[],
+            None,
         );
         let first = crate::virtio::dev::net::Mac::of("vm", 0);
         assert_eq!(
@@ -541,7 +570,14 @@ mod tests {
             let line = Line::try_parse_from(["run", flag]).unwrap();
             let shown = format!("sarang run -k vmlinux -c 1 -m 512M{shown}");
             assert_eq!(
-                resolved(&line.run, std::path::Path::new("vmlinux"), &[], &[], &[]),
+                resolved(
+                    &line.run,
+                    std::path::Path::new("vmlinux"),
+                    &[],
+                    &[],
+                    &[],
+                    None
+                ),
                 shown
             );
         }

@@ -73,7 +73,7 @@ impl<'a> Vectors<'a> {
 }
 
 /// Reads once from `fd` into guest memory and, where that ends, into `spill`.
-pub(super) fn read(
+pub(in crate::backend) fn read(
     fd: BorrowedFd<'_>,
     ram: &GuestRam,
     pieces: &[Piece],
@@ -96,7 +96,7 @@ pub(super) fn write(fd: BorrowedFd<'_>, ram: &GuestRam, pieces: &[Piece]) -> io:
 }
 
 /// Sends `prefix`, then guest memory without its first `skip` bytes, to the socket `fd`, as much as there is room for.
-pub(super) fn send(
+pub(in crate::backend) fn send(
     fd: BorrowedFd<'_>,
     prefix: &[u8],
     ram: &GuestRam,

@@ -11,7 +11,7 @@
 //!
 //! Frames go from a socket or tap straight to guest memory and back by scattered reads and writes. No call waits.
 
-mod memory;
+pub(in crate::backend) mod memory;
 mod passt;
 mod stream;
 mod tap;

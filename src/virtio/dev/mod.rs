@@ -9,3 +9,4 @@ pub mod pmem;
 pub mod rng;
 pub mod throttle;
 pub mod timer;
+pub mod vsock;
