@@ -3,6 +3,7 @@
 //! `scripts/kvm-anywhere` if need be.
 
 mod boot;
+mod command;
 mod console;
 mod devices;
 mod disk;
