@@ -316,3 +316,43 @@ fn names_backwards(path: &Path) -> impl Iterator<Item = Vec<u8>> {
         Component::CurDir | Component::RootDir | Component::Prefix(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(path: &Path) -> Id {
+        Seen::at(path).unwrap().id
+    }
+
+    #[test]
+    fn the_paths_are_walked_again_after_a_while_even_if_nothing_looks_wrong() {
+        let scratch = tempfile::tempdir().unwrap();
+        let [secret, link] = ["secret", "link"].map(|name| scratch.path().join(name));
+        let hidden = Hidden::new(std::slice::from_ref(&secret), id(scratch.path()));
+        std::fs::write(&secret, "").unwrap();
+        std::fs::hard_link(&secret, &link).unwrap();
+        hidden.table.write().unwrap().walked -= WALK_AGAIN;
+        let found = hidden.admit(id(scratch.path()), c"link", id(&link));
+        assert_eq!(found, Err(Errno::NOENT));
+        assert!(hidden.with(|table| table.walked.elapsed() < WALK_AGAIN));
+    }
+
+    #[test]
+    fn links_that_go_round_and_histories_that_are_nowhere_end() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        for (target, link) in [("b", "a"), ("a/x", "b"), ("/dev/null", "c"), ("/", "d")] {
+            std::os::unix::fs::symlink(target, at(link)).unwrap();
+        }
+        let paths = ["a", "c", "d", "e/../f", "a/../../.."].map(at);
+        let root = id(scratch.path());
+        let hidden = Hidden::new(&paths, root);
+        for name in [c"a", c"c", c"d"] {
+            assert!(hidden.has_name(root, name), "{name:?}");
+        }
+        assert!(!hidden.has_file(id(Path::new("/dev/null"))));
+        assert!(!hidden.has_file(id(Path::new("/"))));
+        assert!(!hidden.has_name(id(Path::new("/dev")), c"null"));
+    }
+}
