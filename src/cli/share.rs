@@ -86,6 +86,7 @@ pub(super) fn open(shares: &[Share]) -> super::Result<Vec<Box<dyn VirtioDevice>>
         let directory = share::Share::open(&share::Options {
             path: share.path.clone().into(),
             read_only: share.read_only,
+            hidden: Vec::new(),
             budget: budget.clone(),
         })?;
         let tag = share.tag.as_deref().unwrap_or_default();

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::server::{Call, Server, find, status};
-use super::session::lock;
+use super::server::{Call, Server, status};
+use super::session::{Id, lock};
 use super::wire::{DATA_MAX, DirEntry, ENTRY_LEN, OPEN_LEN, dirent_len};
 
 /// Bytes of directory entries that are asked of the host at once: at least what the longest name needs, and no more than is
@@ -83,6 +83,8 @@ impl Server {
             .handle(handle, call.number, FileType::Directory)?;
         let enough = if plus { size / 4 } else { size };
         let enough = enough.clamp(HOST_MIN, HOST_MAX);
+        let itself = status(directory.as_fd())?;
+        let id = Id::of(&itself);
         let mut listing = lock(&directory.listing);
         if offset == 0 || offset != listing.told {
             seek(&*directory, SeekFrom::Start(offset))?;
@@ -112,23 +114,30 @@ impl Server {
                 }
                 break;
             }
+            // What is hidden is passed over, and so is what is gone already.
+            let is_dot = matches!(name.to_bytes(), b"." | b"..");
+            let found =
+                (plus && !is_dot).then(|| self.find(call.session, directory.as_fd(), id, name));
+            let gone = match &found {
+                Some(found) => matches!(found, Err(Errno::NOENT)),
+                None => !is_dot && self.hidden.has_entry(id, name, entry.ino),
+            };
+            if gone {
+                listing.ahead.pop_front();
+                continue;
+            }
             left -= len;
             empty = false;
-            let itself = matches!(name.to_bytes(), b"." | b"..");
             if plus {
-                let found = match itself {
-                    true => None,
-                    false => find(call.session, directory.as_fd(), name).ok(),
-                };
                 match found {
-                    Some((number, stat)) => call.answer.entry(number, &stat)?,
+                    Some(Ok((number, stat))) => call.answer.entry(number, &stat)?,
                     // Without a node the guest looks the name up when it needs to.
-                    None => call.answer.zeroes(ENTRY_LEN)?,
+                    _ => call.answer.zeroes(ENTRY_LEN)?,
                 }
             }
             // What is above the shared directory is not told.
             let ino = match name.to_bytes() {
-                b".." if call.number == super::wire::ROOT => status(directory.as_fd())?.stx_ino,
+                b".." if call.number == super::wire::ROOT => itself.stx_ino,
                 _ => entry.ino,
             };
             call.answer.dirent(&DirEntry {

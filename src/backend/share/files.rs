@@ -9,7 +9,7 @@ use rustix::fs::{
 use rustix::io::{Errno, pread, pwrite};
 
 use super::names::permissions;
-use super::server::{Call, Server, find, path, status};
+use super::server::{Call, Server, path, status};
 use super::session::Node;
 use super::wire::{DATA_MAX, ENTRY_LEN, OPEN_LEN};
 
@@ -85,6 +85,7 @@ impl Server {
         let name = call.body.name()?;
         call.body.end()?;
         let directory = call.node()?;
+        self.hidden.may_make(directory.id, name)?;
         // Always a new file here, so that nothing is followed or opened that is there already.
         let new = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let new = new | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -101,7 +102,8 @@ impl Server {
                 (number, stat, Ok(fd))
             }
             Err(Errno::EXIST) if !exclusive => {
-                let (number, stat) = find(call.session, directory.as_fd(), name)?;
+                let (number, stat) =
+                    self.find(call.session, directory.as_fd(), directory.id, name)?;
                 let fd = call.session.node(number);
                 let fd = fd.and_then(|node| self.open_file(&call, &node, flags, kill));
                 (number, stat, fd)

@@ -7,6 +7,7 @@
 //! * `wire` has the protocol's bytes, `server` and its neighbours what each request does on the host, and why a
 //!   guest stays inside the directory.
 //! * `session` has what a guest holds: files that it knows and files that it has open. `descriptor` limits them.
+//! * `hidden` has what of the directory is not there for the guest, `secrets` what of a whole host should not be.
 //! * `caller` gives what a guest creates to the right user, `pool` has the threads.
 //!
 //! The guest caches names and attributes for a second, and content for as long as size and time of a file stay the same. So
@@ -18,8 +19,10 @@ mod descriptor;
 mod directories;
 mod error;
 mod files;
+mod hidden;
 mod names;
 mod pool;
+mod secrets;
 mod server;
 mod session;
 mod wire;
@@ -27,6 +30,7 @@ mod wire;
 pub use descriptor::Budget;
 pub use error::Error;
 pub use pool::Completion;
+pub use secrets::secrets;
 pub use server::is_answered;
 pub use wire::{ANSWER_HEADER_LEN, HEADER_LEN, MESSAGE_MAX};
 
@@ -39,6 +43,7 @@ use rustix::io::Errno;
 
 use caller::Host;
 use descriptor::Descriptor;
+use hidden::Hidden;
 use pool::Pool;
 use server::{Server, status};
 use session::{Node, Session};
@@ -49,6 +54,9 @@ pub struct Options {
     pub path: PathBuf,
     /// Whether the guest may change nothing in it.
     pub read_only: bool,
+    /// What the guest does not see of it: absolute paths of the host. They may lead out of the directory, or nowhere yet; what
+    /// is made there later is hidden as well.
+    pub hidden: Vec<PathBuf>,
     /// Of which the guest's descriptors are taken.
     pub budget: Budget,
 }
@@ -76,6 +84,7 @@ impl Share {
         let root = Node::new(Descriptor::free(root), &stat);
         let server = Server {
             read_only: options.read_only,
+            hidden: Arc::new(Hidden::new(&options.hidden, root.id)),
             host: Host::current(),
             umask: umask(),
         };
@@ -174,6 +183,7 @@ mod tests {
         let mut share = Share::open(&Options {
             path: scratch.path().into(),
             read_only: false,
+            hidden: Vec::new(),
             budget: Budget::new(10),
         })
         .unwrap();

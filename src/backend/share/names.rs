@@ -4,13 +4,13 @@ use std::ffi::CStr;
 use std::os::fd::AsFd;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, RenameFlags, Statx, chmod, linkat, mkdirat, mknodat,
-    renameat_with, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, RenameFlags, Statx, StatxFlags, chmod, linkat, mkdirat, mknodat,
+    renameat_with, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
-use super::server::{Call, Server, find, path};
-use super::session::Node;
+use super::server::{Call, Server, path};
+use super::session::{Id, Node};
 use super::wire::ENTRY_LEN;
 
 /// The permission bits of a mode, with set-user-ID, set-group-ID and sticky.
@@ -66,8 +66,9 @@ impl Server {
     ) -> Result<(), Errno> {
         call.answer.needs(ENTRY_LEN)?;
         let directory = call.node()?;
+        self.hidden.may_make(directory.id, name)?;
         self.host.create_as(call.caller, || make(&directory))?;
-        let (number, stat) = find(call.session, directory.as_fd(), name)?;
+        let (number, stat) = self.find(call.session, directory.as_fd(), directory.id, name)?;
         let stat = match FileType::from_raw_mode(stat.stx_mode.into()) {
             FileType::Symlink => stat,
             _ => self.mend(&*call.session.node(number)?, stat, mode)?,
@@ -92,7 +93,17 @@ impl Server {
     pub(super) fn unlink(&self, mut call: Call<'_>, flags: AtFlags) -> Result<(), Errno> {
         let name = call.body.name()?;
         call.body.end()?;
-        unlinkat(&*call.node()?, name, flags)
+        let directory = call.node()?;
+        self.may_move(&directory, name)?;
+        unlinkat(&*directory, name, flags)
+    }
+
+    /// That what is hidden stays where it is, and stays hidden.
+    fn may_move(&self, directory: &Node, name: &CStr) -> Result<(), Errno> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let found = statx(directory, name, flags, StatxFlags::BASIC_STATS);
+        let found = found.ok().map(|stat| Id::of(&stat));
+        self.hidden.may_move(directory.id, name, found)
     }
 
     /// RENAME: new directory, names. RENAME2: flags and padding after the directory. A whiteout would be a device node.
@@ -108,7 +119,10 @@ impl Server {
         }
         let (old, new) = (call.body.name()?, call.body.name()?);
         call.body.end()?;
-        renameat_with(&*call.node()?, old, &*to, new, flags)
+        let from = call.node()?;
+        self.may_move(&from, old)?;
+        self.may_move(&to, new)?;
+        renameat_with(&*from, old, &*to, new, flags)
     }
 
     /// LINK: the node that gets another name, the name.
@@ -118,6 +132,7 @@ impl Server {
         let name = call.body.name()?;
         call.body.end()?;
         let directory = call.node()?;
+        self.hidden.may_make(directory.id, name)?;
         linkat(
             CWD,
             path(&*node),
@@ -125,7 +140,7 @@ impl Server {
             name,
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        let (number, stat) = find(call.session, directory.as_fd(), name)?;
+        let (number, stat) = self.find(call.session, directory.as_fd(), directory.id, name)?;
         call.answer.entry(number, &stat)
     }
 }

@@ -12,13 +12,16 @@
 //!   device of the *host* here. The guest's kernel serves both by itself, and asks only for their attributes.
 //! * locks: not offered, so that the guest's kernel keeps them among its own processes.
 //! * a file of `/proc` below a shared `/`: this process's memory is one.
+//! * what is hidden, which is not there at all.
 //! * everything that changes something, if the share is read-only, whatever the guest's mount options.
 //!
 //! FLUSH, which a guest sends at each close(2), is answered once with ENOSYS and not sent again: data have been written by
 //! then. SYNCFS is not known either, so that a guest's sync(1) does not write back all of the host; fsync(2) makes
 //! a file last.
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, Statx, StatxFlags, fstatfs, openat,
@@ -27,7 +30,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::caller::Host;
-use super::session::{Node, Session};
+use super::hidden::Hidden;
+use super::session::{Id, Node, Session};
 use super::wire::{
     ANSWER_HEADER_LEN, ATTR_LEN, Answer, Body, Caller, DATA_MAX, ENTRY_LEN, Header, opcode,
 };
@@ -93,6 +97,7 @@ pub fn is_answered(kind: u32) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Server {
     pub read_only: bool,
+    pub hidden: Arc<Hidden>,
     pub host: Host,
     /// Permissions that the host takes from files that this process creates.
     pub umask: Mode,
@@ -110,7 +115,7 @@ pub(super) struct Call<'a> {
 
 impl Call<'_> {
     /// The node that the request is about.
-    pub fn node(&self) -> Result<std::sync::Arc<Node>, Errno> {
+    pub fn node(&self) -> Result<Arc<Node>, Errno> {
         self.session.node(self.number)
     }
 }
@@ -157,7 +162,7 @@ impl Server {
             return Err(Errno::ROFS);
         }
         match kind {
-            opcode::LOOKUP => lookup(call),
+            opcode::LOOKUP => self.lookup(call),
             opcode::GETATTR => self.getattr(call),
             opcode::SETATTR => self.setattr(call),
             opcode::READLINK => self.readlink(call),
@@ -196,6 +201,38 @@ impl Server {
         }
     }
 
+    /// LOOKUP: a name.
+    fn lookup(&self, mut call: Call<'_>) -> Result<(), Errno> {
+        let name = call.body.name()?;
+        call.body.end()?;
+        call.answer.needs(ENTRY_LEN)?;
+        let directory = call.node()?;
+        match self.find(call.session, directory.as_fd(), directory.id, name) {
+            Ok((number, stat)) => call.answer.entry(number, &stat),
+            Err(Errno::NOENT) => call.answer.no_entry(),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Looks a name up in a directory and counts the node that it leads to.
+    pub(super) fn find(
+        &self,
+        session: &Session,
+        directory: BorrowedFd<'_>,
+        id: Id,
+        name: &CStr,
+    ) -> Result<(u64, Statx), Errno> {
+        if self.hidden.has_name(id, name) {
+            return Err(Errno::NOENT);
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(directory, name, flags, Mode::empty())?;
+        let stat = status(fd.as_fd())?;
+        self.hidden.admit(id, name, Id::of(&stat))?;
+        let number = session.remember(fd, &stat)?;
+        Ok((number, stat))
+    }
+
     /// Opens a file that the guest knows of. See the head of this file for what is refused.
     pub(super) fn reopen(
         &self,
@@ -205,6 +242,9 @@ impl Server {
     ) -> Result<OwnedFd, Errno> {
         if !matches!(node.kind, FileType::RegularFile | FileType::Directory) {
             return Err(Errno::ACCESS);
+        }
+        if self.hidden.has_file(node.id) {
+            return Err(Errno::NOENT);
         }
         // Some files of /sys wait for events unless they are opened so; on others it has no effect.
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
@@ -227,19 +267,6 @@ pub(super) fn status(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
     statx(fd, c"", flags, wanted)
-}
-
-/// Looks a name up in a directory and counts the node that it leads to.
-pub(super) fn find(
-    session: &Session,
-    directory: BorrowedFd<'_>,
-    name: &std::ffi::CStr,
-) -> Result<(u64, Statx), Errno> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = openat(directory, name, flags, Mode::empty())?;
-    let stat = status(fd.as_fd())?;
-    let number = session.remember(fd, &stat)?;
-    Ok((number, stat))
 }
 
 /// Whether a request of this kind always changes something. OPEN does only with some flags.
@@ -317,18 +344,6 @@ fn init(mut call: Call<'_>) -> Result<(), Errno> {
     answer.u32(1)?;
     answer.bytes(&PAGES_MAX.to_le_bytes())?;
     answer.zeroes(2 + 4 + 28)
-}
-
-/// LOOKUP: a name.
-fn lookup(mut call: Call<'_>) -> Result<(), Errno> {
-    let name = call.body.name()?;
-    call.body.end()?;
-    call.answer.needs(ENTRY_LEN)?;
-    match find(call.session, call.node()?.as_fd(), name) {
-        Ok((number, stat)) => call.answer.entry(number, &stat),
-        Err(Errno::NOENT) => call.answer.no_entry(),
-        Err(error) => Err(error),
-    }
 }
 
 const _: () = assert!(ATTR_LEN + 40 == ENTRY_LEN);

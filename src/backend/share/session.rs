@@ -36,6 +36,21 @@ impl Id {
         }
     }
 
+    /// The same file, in whatever mount.
+    pub fn in_any_mount(self) -> Id {
+        Id { mount: 0, ..self }
+    }
+
+    /// Another file of the same file system, in whatever mount.
+    pub fn beside(self, inode: u64) -> Id {
+        let device = self.device;
+        Id {
+            device,
+            inode,
+            mount: 0,
+        }
+    }
+
     /// Whether both are in one file system.
     pub fn same_device(self, other: Id) -> bool {
         self.device == other.device

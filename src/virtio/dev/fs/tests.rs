@@ -2,6 +2,7 @@
 
 mod confined;
 mod files;
+mod hidden;
 mod hostile;
 mod owners;
 
@@ -128,13 +129,19 @@ impl Rig {
         Rig::sharing(tempfile::tempdir().unwrap(), read_only, budget)
     }
 
-    fn sharing(scratch: tempfile::TempDir, read_only: bool, budget: usize) -> Rig {
+    fn sharing(scratch: TempDir, read_only: bool, budget: usize) -> Rig {
+        fs::create_dir(scratch.path().join("shared")).unwrap();
+        Rig::hiding(scratch, read_only, budget, &[])
+    }
+
+    /// With `hidden` names below the shared directory, or paths.
+    fn hiding(scratch: TempDir, read_only: bool, budget: usize, hidden: &[&str]) -> Rig {
         let path = scratch.path().join("shared");
-        fs::create_dir(&path).unwrap();
         let budget = Budget::new(budget);
         let share = Share::open(&Options {
             path: path.clone(),
             read_only,
+            hidden: hidden.iter().map(|name| path.join(name)).collect(),
             budget: budget.clone(),
         });
         let mut device = Fs::new(0, "tag", share.unwrap());

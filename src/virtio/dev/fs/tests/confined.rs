@@ -304,6 +304,7 @@ fn the_hosts_processes_are_not_served_below_a_shared_root() {
     let share = Share::open(&Options {
         path: "/".into(),
         read_only: false,
+        hidden: Vec::new(),
         budget,
     });
     let mut rig = Rig::unmounted(false, 0);

@@ -113,6 +113,7 @@ fn a_directory_that_may_not_be_read_is_told() {
         let error = Share::open(&Options {
             path: scratch.path().into(),
             read_only: false,
+            hidden: Vec::new(),
             budget: Budget::new(1),
         });
         let sentence = error.err().unwrap().to_string();

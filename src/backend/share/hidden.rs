@@ -1,0 +1,358 @@
+//! What of a shared directory is not there for the guest.
+//!
+//! A guest of which the whole `/` is the root disk need not see the keys of the host's users. What is hidden is given by paths
+//! of the host, and each is walked as the host's kernel would walk it, links and all. That gives a table, by which a
+//! LOOKUP is decided:
+//!
+//! * the last *name* of a path in its directory: hidden, whatever it stands for and whenever it was made. Editors
+//!   replace a file by another, and `~/.ssh` may be made while the guest runs. Directories are known by device and
+//!   inode, so that the name is hidden in every mount of the directory.
+//! * the *file* itself, by device and inode: hidden under any name, such as a hard link or a bind mount.
+//! * the names *on the way* there, with what they led to. One that leads elsewhere now, or that has appeared, makes the table
+//!   out of date, and the paths are walked anew before the guest gets an answer. The guest may neither move nor
+//!   remove them, since it would otherwise move a secret to where it is not hidden.
+//!
+//! The rest of what the host may change, such as a hard link to a file that was made after the last walk, is found within a
+//! second, for which the guest may remember names anyway. Not hidden are copies, what a hidden directory holds
+//! and another name outside leads to, and a file that the guest had opened before it was hidden.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::io::Errno;
+
+use super::session::{Id, lock};
+use super::wire::VALID_SECONDS;
+
+/// So many links are followed in a path, as the kernel does (path_resolution(7)).
+const LINKS_MAX: u32 = 40;
+/// The paths are walked anew when the last time was this long ago.
+const WALK_AGAIN: Duration = Duration::from_secs(VALID_SECONDS);
+
+/// The paths that are hidden, and the table that they give.
+#[derive(Debug)]
+pub(super) struct Hidden {
+    paths: Vec<PathBuf>,
+    /// The shared directory itself, which is there even if it is on the list: somebody has asked for it.
+    root: Id,
+    table: RwLock<Table>,
+    /// Held while the paths are walked anew.
+    walking: Mutex<()>,
+}
+
+impl Hidden {
+    pub fn new(paths: &[PathBuf], root: Id) -> Hidden {
+        Hidden {
+            paths: paths.to_vec(),
+            root,
+            table: RwLock::new(Table::walk(paths, root)),
+            walking: Mutex::default(),
+        }
+    }
+
+    /// Whether a name is hidden, whatever it stands for.
+    pub fn has_name(&self, directory: Id, name: &CStr) -> bool {
+        !self.paths.is_empty() && self.with(|table| table.hides(directory, name))
+    }
+
+    /// Whether a file is hidden, whatever its name.
+    pub fn has_file(&self, file: Id) -> bool {
+        self.holds(|table| table.files.contains(&file.in_any_mount()))
+    }
+
+    /// Whether an entry of a directory is hidden, as far as the directory can tell.
+    pub fn has_entry(&self, directory: Id, name: &CStr, inode: u64) -> bool {
+        self.has_name(directory, name) || self.has_file(directory.beside(inode))
+    }
+
+    /// Lets a file pass that was found by a name which is not hidden.
+    ///
+    /// # Errors
+    /// ENOENT when the file is hidden, or the directory is, or the name has come to lead there.
+    pub fn admit(&self, directory: Id, name: &CStr, found: Id) -> Result<(), Errno> {
+        let found = found.in_any_mount();
+        let hidden = self.holds(|table| {
+            table.files.contains(&found)
+                || table.files.contains(&directory.in_any_mount())
+                || table.hides(directory, name)
+                || table.is_outdated(directory, name, found)
+        });
+        if hidden { Err(Errno::NOENT) } else { Ok(()) }
+    }
+
+    /// That something may get this name.
+    ///
+    /// # Errors
+    /// EACCES when it is hidden.
+    pub fn may_make(&self, directory: Id, name: &CStr) -> Result<(), Errno> {
+        match self.has_name(directory, name) {
+            true => Err(Errno::ACCESS),
+            false => Ok(()),
+        }
+    }
+
+    /// That what has this name may lose it, or another file may get it. `found` is what has it, if anything.
+    ///
+    /// # Errors
+    /// EACCES when it is hidden, or on the way to what is hidden.
+    pub fn may_move(&self, directory: Id, name: &CStr, found: Option<Id>) -> Result<(), Errno> {
+        self.may_make(directory, name)?;
+        let Some(found) = found.map(Id::in_any_mount) else {
+            return Ok(());
+        };
+        let refused = self.holds(|table| {
+            table.files.contains(&found)
+                || table.way.contains(&found)
+                || table.name(directory, name).is_some()
+        });
+        if refused { Err(Errno::ACCESS) } else { Ok(()) }
+    }
+
+    fn with<T>(&self, ask: impl Fn(&Table) -> T) -> T {
+        ask(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether a question to the table has `true` for its answer, which is given only after another walk: the inode may
+    /// belong to another file by now, or the name may lead elsewhere.
+    fn holds(&self, ask: impl Fn(&Table) -> bool) -> bool {
+        if self.paths.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        let walked = self.with(|table| table.walked);
+        // One thread does it. The others go on with what is known.
+        if now.saturating_duration_since(walked) >= WALK_AGAIN
+            && let Ok(_walking) = self.walking.try_lock()
+        {
+            self.walk();
+        }
+        if !self.with(&ask) {
+            return false;
+        }
+        let walking = lock(&self.walking);
+        if self.with(|table| table.walked) < now {
+            self.walk();
+        }
+        drop(walking);
+        self.with(&ask)
+    }
+
+    /// Makes the table anew. `walking` is held.
+    fn walk(&self) {
+        let table = Table::walk(&self.paths, self.root);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+}
+
+/// What the paths were found to be. Files are known in whatever mount.
+#[derive(Debug)]
+struct Table {
+    /// When the walk began.
+    walked: Instant,
+    /// By directory: names that are hidden or on the way.
+    names: HashMap<Id, HashMap<CString, Name>>,
+    /// Files and directories that are hidden.
+    files: HashSet<Id>,
+    /// Directories and links on the way.
+    way: HashSet<Id>,
+}
+
+#[derive(Debug, Default)]
+struct Name {
+    hidden: bool,
+    /// What it leads to if it is on the way, by the directory in its mount: another mount of the directory may have something
+    /// else mounted there.
+    leads: Vec<(Id, Option<Id>)>,
+}
+
+impl Table {
+    fn walk(paths: &[PathBuf], root: Id) -> Table {
+        let mut walk = Walk {
+            seen: HashMap::new(),
+            table: Table {
+                walked: Instant::now(),
+                names: HashMap::new(),
+                files: HashSet::new(),
+                way: HashSet::new(),
+            },
+        };
+        for path in paths {
+            walk.follow(path);
+        }
+        walk.table.files.remove(&root.in_any_mount());
+        walk.table
+    }
+
+    fn name(&self, directory: Id, name: &CStr) -> Option<&Name> {
+        self.names.get(&directory.in_any_mount())?.get(name)
+    }
+
+    fn hides(&self, directory: Id, name: &CStr) -> bool {
+        self.name(directory, name).is_some_and(|name| name.hidden)
+    }
+
+    /// Whether a name on the way leads elsewhere than it did.
+    fn is_outdated(&self, directory: Id, name: &CStr, found: Id) -> bool {
+        self.name(directory, name).is_some_and(|name| {
+            let mut leads = name.leads.iter();
+            leads.any(|(from, to)| *from == directory && *to != Some(found))
+        })
+    }
+}
+
+/// What is at a path that has no links in it but perhaps the last name.
+#[derive(Clone, Debug)]
+struct Seen {
+    id: Id,
+    kind: FileType,
+    /// Of a link.
+    target: Option<PathBuf>,
+}
+
+impl Seen {
+    /// `None` also for what this process may not see; the guest sees it no better.
+    fn at(path: &Path) -> Option<Seen> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+        let stat = statx(CWD, path, flags, wanted).ok()?;
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        Some(Seen {
+            id: Id::of(&stat),
+            kind,
+            target: match kind {
+                FileType::Symlink => Some(std::fs::read_link(path).ok()?),
+                _ => None,
+            },
+        })
+    }
+
+    fn is_special(&self) -> bool {
+        use FileType::{Directory, RegularFile, Symlink};
+        !matches!(self.kind, RegularFile | Directory | Symlink)
+    }
+}
+
+/// A walk along all paths, which have much of their way in common.
+struct Walk {
+    seen: HashMap<PathBuf, Option<Seen>>,
+    table: Table,
+}
+
+impl Walk {
+    fn see(&mut self, path: &Path) -> Option<Seen> {
+        if let Some(seen) = self.seen.get(path) {
+            return seen.clone();
+        }
+        let seen = Seen::at(path);
+        self.seen.insert(path.to_owned(), seen.clone());
+        seen
+    }
+
+    /// Puts all names of a path, and of the links in it, into the table.
+    fn follow(&mut self, path: &Path) {
+        let mut at = PathBuf::from("/");
+        let mut rest: Vec<Vec<u8>> = names_backwards(path).collect();
+        let mut links = 0;
+        while let Some(name) = rest.pop() {
+            // No links are left in `at`, so that this is what the kernel does.
+            if name == b".." {
+                at.pop();
+                continue;
+            }
+            let below = at.join(OsStr::from_bytes(&name));
+            let (Some(directory), Ok(name)) = (self.see(&at), CString::new(name)) else {
+                return;
+            };
+            let found = self.see(&below);
+            let id = found.as_ref().map(|found| found.id.in_any_mount());
+            let is_last = rest.is_empty();
+            // A history that is a link to /dev/null is not there, and /dev/null is.
+            if is_last && links > 0 && found.as_ref().is_some_and(Seen::is_special) {
+                return;
+            }
+            let names = self.table.names.entry(directory.id.in_any_mount());
+            let name = names.or_default().entry(name).or_default();
+            if is_last {
+                name.hidden = true;
+                self.table.files.extend(id);
+            } else {
+                if !name.leads.contains(&(directory.id, id)) {
+                    name.leads.push((directory.id, id));
+                }
+                self.table.way.extend(id);
+            }
+            match found {
+                None => return,
+                Some(Seen { target: None, .. }) => at = below,
+                Some(Seen {
+                    target: Some(target),
+                    ..
+                }) => {
+                    links += 1;
+                    if links > LINKS_MAX {
+                        return;
+                    }
+                    if target.is_absolute() {
+                        at = PathBuf::from("/");
+                    }
+                    rest.extend(names_backwards(&target));
+                }
+            }
+        }
+    }
+}
+
+/// The names of a path from the last to the first, `..` among them.
+fn names_backwards(path: &Path) -> impl Iterator<Item = Vec<u8>> {
+    let names = path.components().rev();
+    names.filter_map(|component| match component {
+        Component::Normal(name) => Some(name.as_bytes().to_vec()),
+        Component::ParentDir => Some(b"..".to_vec()),
+        Component::CurDir | Component::RootDir | Component::Prefix(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(path: &Path) -> Id {
+        Seen::at(path).unwrap().id
+    }
+
+    #[test]
+    fn the_paths_are_walked_again_after_a_while_even_if_nothing_looks_wrong() {
+        let scratch = tempfile::tempdir().unwrap();
+        let [secret, link] = ["secret", "link"].map(|name| scratch.path().join(name));
+        let hidden = Hidden::new(std::slice::from_ref(&secret), id(scratch.path()));
+        std::fs::write(&secret, "").unwrap();
+        std::fs::hard_link(&secret, &link).unwrap();
+        hidden.table.write().unwrap().walked -= WALK_AGAIN;
+        let found = hidden.admit(id(scratch.path()), c"link", id(&link));
+        assert_eq!(found, Err(Errno::NOENT));
+        assert!(hidden.with(|table| table.walked.elapsed() < WALK_AGAIN));
+    }
+
+    #[test]
+    fn links_that_go_round_and_histories_that_are_nowhere_end() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        for (target, link) in [("b", "a"), ("a/x", "b"), ("/dev/null", "c"), ("/", "d")] {
+            std::os::unix::fs::symlink(target, at(link)).unwrap();
+        }
+        let paths = ["a", "c", "d", "e/../f", "a/../../.."].map(at);
+        let root = id(scratch.path());
+        let hidden = Hidden::new(&paths, root);
+        for name in [c"a", c"c", c"d"] {
+            assert!(hidden.has_name(root, name), "{name:?}");
+        }
+        assert!(!hidden.has_file(id(Path::new("/dev/null"))));
+        assert!(!hidden.has_file(id(Path::new("/"))));
+        assert!(!hidden.has_name(id(Path::new("/dev")), c"null"));
+    }
+}
