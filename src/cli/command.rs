@@ -193,11 +193,16 @@ pub(super) fn prepare(request: Request<'_>, rw: &[PathBuf]) -> Result<Prepared> 
     let budget = share::Budget::of_process();
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let mut needs = vec![Need::Console, Need::Overlay];
+    let hidden = match request.share_secrets {
+        true => Vec::new(),
+        false => share::secrets(),
+    };
     let mut shared = |path: &Path, tag: &str, read_only: bool| -> Result<()> {
         let directory = share::Share::open(&share::Options {
             path: path.to_owned(),
             read_only,
             budget: budget.clone(),
+            hidden: hidden.clone(),
         })?;
         let index = u32::try_from(devices.len()).unwrap_or(u32::MAX);
         devices.push(Box::new(Fs::new(index, tag, directory)));
