@@ -168,6 +168,37 @@ fn a_request_handed_over_again_and_again_is_under_way_a_bounded_number_of_times(
 }
 
 #[test]
+fn a_driver_that_never_stops_asking_does_not_keep_the_device_from_coming_back() {
+    const AVAIL_INDEX: GuestAddress = GuestAddress(0x1002);
+    const USED_INDEX: GuestAddress = GuestAddress(0x2002);
+    let mut rig = Rig::plain(MIB);
+    // A request that is answered at once, and a ring of zeroes, which names it in all its places.
+    assert_eq!(rig.send(T_GET_ID, 0, &[], &[20]), 0);
+    let ram = rig.driver.ram.clone();
+    let calls = std::thread::scope(|scope| {
+        // Another processor of the guest, which is a few requests ahead until it has seen enough of them answered.
+        let other = scope.spawn(move || {
+            let (mut seen, mut total) = (0_u16, 0_u32);
+            while total < 50_000 {
+                let used: u16 = ram.read_obj(USED_INDEX).unwrap();
+                total += u32::from(used.wrapping_sub(seen));
+                seen = used;
+                ram.write_obj(used.wrapping_add(32), AVAIL_INDEX).unwrap();
+            }
+        });
+        let mut calls = Vec::new();
+        while !other.is_finished() {
+            let before: u16 = rig.driver.ram.read_obj(USED_INDEX).unwrap();
+            rig.device.process(0).unwrap();
+            let after: u16 = rig.driver.ram.read_obj(USED_INDEX).unwrap();
+            calls.push(after.wrapping_sub(before));
+        }
+        calls
+    });
+    assert!(calls.iter().all(|answered| *answered <= 64), "{calls:?}");
+}
+
+#[test]
 fn random_requests_never_harm_the_device() {
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     let mut next = move || {
