@@ -305,3 +305,61 @@ fn no_cut_or_flipped_byte_brings_the_loader_down() {
         }
     }
 }
+
+/// What the fuzzer starts from. With `SARANG_SEEDS=write` in the environment, writes `fuzz/corpus/loader`; otherwise sees
+/// that the loader takes what is there for what it is named.
+#[test]
+fn the_images_in_the_corpus_are_loaded_or_refused_as_their_names_say() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/loader");
+    if std::env::var_os("SARANG_SEEDS").is_some_and(|value| value == "write") {
+        std::fs::create_dir_all(&corpus).unwrap();
+        let code = [0x90; 64];
+        let note = 0x20_0010_u32.to_le_bytes();
+        let linux = elf(
+            &[(0x100_0000, &code, 9000)],
+            Some((b"Linux", 0x100, b"salt")),
+        );
+        let mut images = vec![
+            (
+                "elf-pvh".to_owned(),
+                elf(&[(0x20_0000, &code, 64)], Some((b"Xen", 18, &note))),
+            ),
+            (
+                "refused-elf-overflow".to_owned(),
+                elf(&[(u64::MAX - 8, &code, 64)], None),
+            ),
+            (
+                "refused-elf-overlap".to_owned(),
+                elf(&[(0x10_0000, &code, 4096), (0x10_0800, &code, 64)], None),
+            ),
+            (
+                "refused-elf-past-ram".to_owned(),
+                elf(&[(0xd000_0000, &code, 64)], None),
+            ),
+            (
+                "bzimage-unpacks-itself".to_owned(),
+                bzimage(b"what is this?", 100),
+            ),
+        ];
+        for (name, payload) in compressed(&linux) {
+            let whole = bzimage(&payload, linux.len() as u32);
+            let cut = bzimage(&payload[..payload.len() / 2], linux.len() as u32);
+            images.push((format!("bzimage-{name}"), whole));
+            images.push((format!("refused-bzimage-{name}-cut"), cut));
+        }
+        images.push(("elf-linux".to_owned(), linux));
+        for (name, image) in images {
+            std::fs::write(corpus.join(name), image).unwrap();
+        }
+    }
+    let Ok(seeds) = std::fs::read_dir(&corpus) else {
+        // A published package has no fuzz targets.
+        return;
+    };
+    for seed in seeds {
+        let path = seed.unwrap().path();
+        let refused = path.to_string_lossy().contains("refused");
+        let loaded = load_bytes(&std::fs::read(&path).unwrap());
+        assert_eq!(loaded.is_err(), refused, "{}", path.display());
+    }
+}

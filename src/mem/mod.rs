@@ -158,6 +158,33 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_next_to_ram_in_this_process_cannot_be_accessed() {
+        let len = 4 << 20;
+        let ram = allocate(&[(GuestAddress(0), len)]).unwrap();
+        let host = ram.iter().next().unwrap().host_address();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let access = |address: u64| {
+            maps.lines().find_map(|line| {
+                let (range, rest) = line.split_once(' ')?;
+                let (start, end) = range.split_once('-')?;
+                let number = |text| u64::from_str_radix(text, 16).unwrap();
+                (number(start)..number(end))
+                    .contains(&address)
+                    .then(|| rest[..2].to_owned())
+            })
+        };
+        for (address, expected) in [
+            (host - 1, "--"),
+            (host, "rw"),
+            (host + len - 1, "rw"),
+            (host + len, "--"),
+            (host + len + (1 << 20), "--"),
+        ] {
+            assert_eq!(access(address).as_deref(), Some(expected), "{address:#x}");
+        }
+    }
+
+    #[test]
     fn memory_that_the_host_cannot_address_is_an_error() {
         assert!(matches!(
             allocate(&[(GuestAddress(0), 1 << 52)]),

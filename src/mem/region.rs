@@ -1,9 +1,12 @@
 //! One range of guest RAM and the host mapping behind it.
+//!
+//! Before and behind it lies address space without access, so that a mistake in the arithmetic of a device model ends
+//! the process and not in whatever the host has mapped next to the guest.
 
 use std::io;
 use std::ptr::NonNull;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use vm_memory::bitmap::BS;
 use vm_memory::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
@@ -18,7 +21,7 @@ pub struct RamRegion {
     start: GuestAddress,
     host: NonNull<u8>,
     len: usize,
-    /// The whole mapping, which is longer because `host` is aligned.
+    /// The whole mapping, with what cannot be accessed on either side.
     mapping: (NonNull<u8>, usize),
 }
 
@@ -40,26 +43,39 @@ impl RamRegion {
             .filter(|len| *len > 0)
             .ok_or_else(invalid)?;
         start.0.checked_add(len as u64).ok_or_else(invalid)?;
-        let mapped = len.checked_add(HUGE_PAGE).ok_or_else(invalid)?;
+        let mapped = len.checked_add(2 * HUGE_PAGE).ok_or_else(invalid)?;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing of ours.
         let base = unsafe {
             mmap_anonymous(
                 std::ptr::null_mut(),
                 mapped,
-                ProtFlags::READ | ProtFlags::WRITE,
+                ProtFlags::empty(),
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(invalid)?;
-        let skip = base.as_ptr().align_offset(HUGE_PAGE);
-        // SAFETY: `skip` is less than HUGE_PAGE, by which the mapping is longer than `len`.
+        // At least a page, at most a huge one: the mapping itself starts on a page.
+        let skip = match base.as_ptr().align_offset(HUGE_PAGE) {
+            0 => HUGE_PAGE,
+            skip => skip,
+        };
+        // SAFETY: `skip` is at most HUGE_PAGE, and the mapping is longer than `len` by twice that.
         let host = unsafe { base.add(skip) };
-        Ok(RamRegion {
+        let region = RamRegion {
             start,
             host,
             len,
             mapping: (base, mapped),
-        })
+        };
+        // SAFETY: as above, the range lies in the mapping that was just made.
+        unsafe {
+            mprotect(
+                host.as_ptr().cast(),
+                len,
+                MprotectFlags::READ | MprotectFlags::WRITE,
+            )?;
+        }
+        Ok(region)
     }
 
     /// Gives the host pages that lie wholly in `len` bytes from `offset` back to the host. They read as zeroes from then

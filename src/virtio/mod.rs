@@ -17,6 +17,8 @@
 pub mod dev;
 #[cfg(test)]
 pub(crate) mod driver;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod queue;
 pub mod transport;
 

@@ -295,7 +295,6 @@ impl EventLoop {
     /// # Errors
     /// When `epoll_wait` fails, which it does only if its own descriptor is broken.
     pub fn run(&mut self) -> io::Result<()> {
-        let mut events = Vec::with_capacity(EVENTS_PER_ROUND);
         loop {
             let stopping = self.shared.stop.swap(false, Ordering::Acquire);
             self.run_tasks();
@@ -303,44 +302,61 @@ impl EventLoop {
                 return Ok(());
             }
             // A task may have asked to stop, which is not to be slept over.
-            if self.shared.stop.load(Ordering::Acquire) {
-                continue;
+            if !self.shared.stop.load(Ordering::Acquire) {
+                self.round(None)?;
             }
-            events.clear();
-            let timeout = self.timeout();
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                timeout.as_ref(),
-            ) {
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let always: Vec<Token> = self
-                .sources
-                .iter()
-                .filter(|(_, source)| source.always_ready && !source.interest.is_empty())
-                .map(|(token, _)| *token)
-                .collect();
-            for event in &events {
-                // `Event` is a packed structure: its fields are copied out, not borrowed.
-                let (data, flags) = (event.data, event.flags);
-                match data.u64() {
-                    WAKE => {
-                        let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
-                    }
-                    token => self.call(Token(token), flags),
-                }
-            }
-            for token in always {
-                self.call(token, epoll::EventFlags::IN | epoll::EventFlags::OUT);
-            }
-            self.fire_timers();
         }
     }
 
-    /// How long to sleep, rounded up to whole milliseconds so that no timer is woken up for early.
-    fn timeout(&self) -> Option<Timespec> {
+    /// One turn of the loop, for tests that drive it themselves: serves what there is, and waits for it for `most` at
+    /// most. The result is whether there was anything.
+    ///
+    /// # Errors
+    /// As for [`EventLoop::run`].
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn turn(&mut self, most: Duration) -> io::Result<bool> {
+        self.run_tasks();
+        self.round(Some(most))
+    }
+
+    /// Waits until something is ready or due, for `most` at most, and serves it; `false` when there was nothing.
+    fn round(&mut self, most: Option<Duration>) -> io::Result<bool> {
+        let mut events = Vec::with_capacity(EVENTS_PER_ROUND);
+        let timeout = self.timeout(most);
+        match epoll::wait(
+            &self.epoll,
+            rustix::buffer::spare_capacity(&mut events),
+            timeout.as_ref(),
+        ) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let always: Vec<Token> = self
+            .sources
+            .iter()
+            .filter(|(_, source)| source.always_ready && !source.interest.is_empty())
+            .map(|(token, _)| *token)
+            .collect();
+        let mut served = !events.is_empty() || !always.is_empty();
+        for event in &events {
+            // `Event` is a packed structure: its fields are copied out, not borrowed.
+            let (data, flags) = (event.data, event.flags);
+            match data.u64() {
+                WAKE => {
+                    let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+                }
+                token => self.call(Token(token), flags),
+            }
+        }
+        for token in always {
+            self.call(token, epoll::EventFlags::IN | epoll::EventFlags::OUT);
+        }
+        served |= self.fire_timers();
+        Ok(served)
+    }
+
+    /// How long to sleep, `most` at most, rounded up to whole milliseconds so that no timer is woken up for early.
+    fn timeout(&self, most: Option<Duration>) -> Option<Timespec> {
         let busy = self
             .sources
             .values()
@@ -348,8 +364,9 @@ impl EventLoop {
         let wait = if busy {
             Duration::ZERO
         } else {
-            let (timer, _) = self.timers.first_key_value()?;
-            timer.due.saturating_duration_since(Instant::now())
+            let next = self.timers.first_key_value();
+            let due = next.map(|(timer, _)| timer.due.saturating_duration_since(Instant::now()));
+            due.into_iter().chain(most).min()?
         };
         let millis = wait.as_nanos().div_ceil(1_000_000);
         Some(Timespec {
@@ -388,15 +405,19 @@ impl EventLoop {
         }
     }
 
-    fn fire_timers(&mut self) {
+    /// Runs what is due; `false` when nothing is.
+    fn fire_timers(&mut self) -> bool {
         let now = Instant::now();
+        let mut fired = false;
         while let Some(entry) = self.timers.first_entry() {
             if entry.key().due > now {
                 break;
             }
             let task = entry.remove();
             task(self);
+            fired = true;
         }
+        fired
     }
 }
 

@@ -19,17 +19,21 @@ pub struct Chain {
 
 impl Chain {
     /// Reads a chain to its end and checks it: it ends (no loop, §2.7.5.2), stays in its table and in RAM, is at most
-    /// 2^32 - 1 bytes long, and has its readable buffers before its writable ones (§2.7.4.2).
+    /// 2^32 - 1 bytes and `most` descriptors long, and has its readable buffers before its writable ones (§2.7.4.2).
+    ///
+    /// A table of its own could hold 65535 descriptors, which would take as many reads of guest memory for one request.
+    /// But no chain may be longer than the queue (§2.7.5.3.1).
     pub(super) fn collect(
         ram: &GuestRam,
         mut descriptors: DescriptorChain<&GuestRam>,
+        most: u16,
     ) -> Result<Chain, Malformed> {
         let mut chain = Chain {
             head: descriptors.head_index(),
             ..Chain::default()
         };
         let mut complete = false;
-        for descriptor in descriptors.by_ref() {
+        for descriptor in descriptors.by_ref().take(most.into()) {
             complete = !descriptor.has_next();
             let buffer = Buffer {
                 address: descriptor.addr(),
@@ -50,7 +54,7 @@ impl Chain {
                 chain.readable.push(buffer);
             }
         }
-        // The iterator stops in silence where a chain is broken; then the last descriptor promised another.
+        // The iterator stops in silence where a chain is broken or too long; then the last descriptor promised another.
         if complete {
             Ok(chain)
         } else {

@@ -93,11 +93,14 @@ impl VirtQueue {
     /// # Errors
     /// When the ring or the chain is broken.
     pub fn pop(&mut self) -> Result<Option<Chain>, Malformed> {
+        // What the device offers, not what the driver chose of it: some drivers with small rings use longer tables.
+        let longest = self.queue.max_size();
+        // Twice at most: a driver that takes back what it made available must not keep the device looking.
         // Twice at most: a driver that takes back what it made available must not keep the device looking.
         for _ in 0..2 {
             let mut heads = self.queue.iter(&self.ram).map_err(|_| Malformed::Ring)?;
             if let Some(descriptors) = heads.next() {
-                let chain = Chain::collect(&self.ram, descriptors).map(Some);
+                let chain = Chain::collect(&self.ram, descriptors, longest).map(Some);
                 self.note_position();
                 return chain;
             }

@@ -166,6 +166,24 @@ fn an_indirect_table_serves_as_a_chain_but_not_inside_another() {
 }
 
 #[test]
+fn a_chain_longer_than_the_queue_is_malformed_wherever_its_table_lies() {
+    let table = DATA + 0x1000;
+    // The table has room for many more than the queue of 8.
+    for (count, whole) in [(8_u16, true), (9, false), (600, false)] {
+        let (mut queue, _) = queue(&[(table, 16 * 1000, INDIRECT, 0)]);
+        let mut descriptors: Vec<Descriptor> = (1..=count).map(|i| (DATA, 4, NEXT, i)).collect();
+        descriptors[usize::from(count) - 1].2 = 0;
+        write_table(queue.ram(), table, &descriptors);
+        let chain = queue.pop();
+        if whole {
+            assert_eq!(chain.unwrap().unwrap().readable_len(), 32);
+        } else {
+            assert_eq!(chain, Err(Malformed::Chain), "{count}");
+        }
+    }
+}
+
+#[test]
 fn an_available_index_far_ahead_is_malformed() {
     let (mut queue, _) = queue(&[(DATA, 4, 0, 0)]);
     queue

@@ -168,28 +168,35 @@ impl Block {
         config
     }
 
-    /// Starts the requests of one queue, as many as may be under way.
+    /// Starts the requests of one queue, as many as may be under way. Those that are answered at once, or whose answer
+    /// comes meanwhile, could go on for as long as the driver likes: after a ringful others have their turn.
     fn start_all(&mut self, index: usize) -> Result<(), Malformed> {
-        loop {
-            let Some(queue) = self.queue(index) else {
-                return Ok(());
-            };
-            queue.disable_notification()?;
-            let all = loop {
-                match self.start_next(index)? {
-                    Next::Started => {}
-                    Next::Empty => break true,
-                    Next::Wait => break false,
+        let Some(queue) = self.queue(index) else {
+            return Ok(());
+        };
+        let mut left = queue.size();
+        queue.disable_notification()?;
+        while left > 0 {
+            match self.start_next(index)? {
+                Next::Started => left = left.saturating_sub(1),
+                // Somebody who waits for a completion or the timer need not be told of more requests.
+                Next::Wait => return Ok(()),
+                Next::Empty => {
+                    let Some(queue) = self.queue(index) else {
+                        return Ok(());
+                    };
+                    if !queue.enable_notification()? {
+                        return Ok(());
+                    }
+                    queue.disable_notification()?;
+                    left = left.saturating_sub(1);
                 }
-            };
-            // Somebody who waits for a completion or the timer need not be told of more requests.
-            let Some(queue) = self.queue(index) else {
-                return Ok(());
-            };
-            if !all || !queue.enable_notification()? {
-                return Ok(());
             }
         }
+        if let Some(queue) = self.queue(index) {
+            queue.call_again();
+        }
+        Ok(())
     }
 
     fn start_next(&mut self, index: usize) -> Result<Next, Malformed> {

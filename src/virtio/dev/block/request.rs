@@ -4,7 +4,6 @@
 //! what is to be written to the disk follows. Its writable part has room for what is read from the disk, and at its very
 //! end one byte for the status. Where one descriptor ends and the next begins means nothing (§2.7.4.3).
 
-use super::QUEUE_SIZE;
 use crate::backend::disk::{Operation, SECTOR};
 use crate::mem::{Buffer, GuestAddress, GuestRam};
 use crate::virtio::Malformed;
@@ -77,17 +76,13 @@ impl Request {
     /// Reads a request out of guest memory, once.
     ///
     /// # Errors
-    /// When there is no whole header, or no place for the status, or more buffers than a queue has descriptors.
+    /// When there is no whole header, or no place for the status.
     pub fn parse(chain: &Chain, ram: &GuestRam, shape: Shape) -> Result<Request, Malformed> {
         let mut reader = chain.reader(ram);
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = reader.array::<16>()?;
         let kind = u32::from_le_bytes([t0, t1, t2, t3]);
         let sector = u64::from_le_bytes(sector);
         let mut writer = chain.writer(ram);
-        if chain.readable().len() + chain.writable().len() > usize::from(QUEUE_SIZE) {
-            // No chain may be longer than the queue (§2.7.5.3.1), even if a table of its own would hold it.
-            return Err(Malformed::Request);
-        }
         let room = chain
             .writable_len()
             .checked_sub(1)

@@ -199,7 +199,16 @@ impl MmioTransport {
 
     /// The driver broke the rules: the device asks for a reset (§2.1.2) and is left alone until then.
     fn break_off(&self, state: &mut State, why: &str) {
-        log::warn!("{}: the guest's driver must reset it: {why}", self.name);
+        // Once: a guest must not be able to fill the host's log.
+        let level = match state.malformed {
+            0 => log::Level::Warn,
+            _ => log::Level::Debug,
+        };
+        log::log!(
+            level,
+            "{}: the guest's driver must reset it: {why}",
+            self.name
+        );
         state.malformed = state.malformed.saturating_add(1);
         state.registers.status |= NEEDS_RESET;
         if mem::take(&mut state.active) {

@@ -1,0 +1,7 @@
+//! The register file of a virtio-mmio device and its transport.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sarang::virtio::hostile::{attack, targets};
+
+fuzz_target!(|steps: &[u8]| attack(&targets::MMIO, steps));
