@@ -101,8 +101,8 @@ pub struct Completion {
     pub result: io::Result<()>,
 }
 
-/// What makes an image's system calls.
-trait Engine: Send {
+/// What makes an image's system calls. See [`Disk`]'s methods of the same names.
+pub(crate) trait Engine: Send {
     fn event(&self) -> Arc<OwnedFd>;
     fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> Poll<io::Result<()>>;
     fn proceed(&mut self) -> Vec<Completion>;
@@ -135,6 +135,18 @@ impl Disk {
         Disk::open_with(options, |_, _| {
             Err(io::Error::from_raw_os_error(libc::EPERM))
         })
+    }
+
+    /// A disk of `capacity` bytes whose operations go to `engine`.
+    #[cfg(test)]
+    pub(crate) fn of(engine: Box<dyn Engine>, capacity: u64) -> Disk {
+        Disk {
+            path: PathBuf::new(),
+            capacity,
+            sector: SECTOR,
+            read_only: false,
+            engine,
+        }
     }
 
     fn open_with(
