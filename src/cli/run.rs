@@ -61,12 +61,12 @@ pub(super) struct Arguments {
     /// Guest memory
     #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = quantity::ram)]
     mem: u64,
-    /// Disk image or block device: PATH[,ro][,direct][,format=raw|qcow2][,serial=TEXT][,queues=N][,bw=RATE][,iops=N]
+    /// Disk image or block device: PATH[,ro][,direct][,format=raw|qcow2][,serial=TEXT][,queues=N][,bw=RATE][,iops=N][,worker=own]
     ///
     /// It is /dev/vda in the guest, or /dev/vdb after a --root-disk, and so on in the order given. `ro` refuses writes;
     /// `direct` goes past the host's page cache; `format` is never guessed, and raw unless said; `serial` has up to 20
     /// characters; `queues` is 1 to 16; `bw` (bytes a second: 500K, 100M, 1G) and `iops` (requests a second) limit
-    /// what the guest may use.
+    /// what the guest may use; `worker=own` gives the disk a thread of its own.
     #[arg(long, value_name = "PATH[,OPTION...]", value_parser = super::disk::data)]
     disk: Vec<super::disk::Disk>,
     /// The same, as the first disk and the root file system: adds root=/dev/vda and rw or ro to the kernel command line

@@ -74,6 +74,8 @@ pub struct Settings {
     /// 1 to 16; other numbers count as the nearest of these.
     pub queues: u16,
     pub limits: Limits,
+    /// An event loop of its own, on a thread of its own.
+    pub own_worker: bool,
 }
 
 /// A block device on a disk image.
@@ -82,6 +84,7 @@ pub struct Block {
     name: String,
     serial: [u8; SERIAL_LEN],
     sizes: Vec<u16>,
+    own_worker: bool,
 
     // Runtime glue.
     disk: Disk,
@@ -138,6 +141,7 @@ impl Block {
             name: settings.name,
             serial,
             sizes: vec![QUEUE_SIZE; queues.into()],
+            own_worker: settings.own_worker,
             disk,
             throttle: Throttle::new(settings.limits)?,
             active: None,
@@ -460,6 +464,10 @@ impl VirtioDevice for Block {
 
     fn queue_sizes(&self) -> &[u16] {
         &self.sizes
+    }
+
+    fn wants_own_worker(&self) -> bool {
+        self.own_worker
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {

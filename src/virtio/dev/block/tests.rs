@@ -56,6 +56,7 @@ fn settings() -> Settings {
         serial: "number 1".to_owned(),
         queues: 1,
         limits: Limits::default(),
+        own_worker: false,
     }
 }
 
