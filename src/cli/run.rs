@@ -31,12 +31,14 @@ On a terminal: Ctrl-a x quits, Ctrl-a Ctrl-a sends one Ctrl-a, Ctrl-a h lists th
 SIGTERM and SIGINT press the power button; a second one, or 5 seconds, end the guest.
 
 A network card is given with --net, once for each; without it, there is none:
-  user[,hostfwd=HOST:GUEST]...[,mac=MAC]   through the program passt, which needs no privileges;
+  user[,hostfwd=HOST:GUEST]...             through the program passt, which needs no privileges;
                                            hostfwd leads a TCP port of the host to one of the guest
-  tap=NAME[,queues=N][,mac=MAC]            on a tap; one that is not there is made, which needs
+  tap=NAME[,queues=N]                      on a tap; one that is not there is made, which needs
                                            CAP_NET_ADMIN, and stays down until `ip` sets it up
   none                                     no card
-Without mac=, a card's address follows from --name and its place, and is always the same.
+Each card also takes [,mac=MAC][,bw=RATE][,iops=N][,worker=own]. Without mac=, its address follows
+from --name and its place, and is always the same; bw (bytes a second: 500K, 100M) and iops (frames
+a second) limit each direction; worker=own gives it a thread of its own.
 
 Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
 124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port.
