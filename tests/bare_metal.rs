@@ -244,7 +244,10 @@ fn a_guest_writes_a_disk_from_end_to_end_and_reads_back_what_it_wrote() {
     const BYTES: u64 = 4 << 20;
     let scratch = tempfile::tempdir().unwrap();
     let kernel = guest(&scratch, "block");
-    for (options, serial) in [("", "sarang-0"), (",queues=2,serial=S1,iops=1000000", "S1")] {
+    for (options, serial) in [
+        ("", "sarang-0"),
+        (",queues=2,serial=S1,iops=1000000,worker=own", "S1"),
+    ] {
         let image = scratch.path().join(format!("{serial}.img"));
         fs::File::create(&image).unwrap().set_len(BYTES).unwrap();
         let output = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
