@@ -1,7 +1,8 @@
 //! The library's front door: a [`Spec`] in, a running [`Machine`], a typed [`Outcome`] out.
 //!
 //! ```no_run
-//! //! use sarang::backend::console::{Console, Kind};
+//! use std::path::Path;
+//! use sarang::backend::console::{Console, Kind};
 //! use sarang::hv::kvm::Kvm;
 //! use sarang::vm::{Image, Machine, Spec};
 //!
