@@ -267,29 +267,23 @@ fn images(scratch: &Path) -> [PathBuf; 2] {
     let blobs = scratch.join("layout/blobs/sha256");
     fs::create_dir_all(&parts).unwrap();
     fs::create_dir_all(&blobs).unwrap();
-    let layer = parts.join("layer.tar");
-    host(
-        "tar",
-        &[
-            "-C",
-            root.to_str().unwrap(),
-            "-cf",
-            layer.to_str().unwrap(),
-            ".",
-        ],
-    );
-    let config = parts.join("config.json");
+    // By what a digest looks like, an archive of images is told from any other.
+    let id = "0123456789abcdef".repeat(4);
+    let (layer_name, config_name) = (format!("{id}/layer.tar"), format!("{id}.json"));
+    fs::create_dir(parts.join(&id)).unwrap();
+    let (layer, config) = (parts.join(&layer_name), parts.join(&config_name));
+    let root = root.to_str().unwrap();
+    host("tar", &["-C", root, "-cf", layer.to_str().unwrap(), "."]);
     let diff = digest(&layer);
     let text = format!(
         r#"{{"architecture":"amd64","os":"linux","config":{{"Entrypoint":["cat"],"Cmd":["greeting"],"Env":["PATH=/bin"],
             "WorkingDir":"/srv","User":"web"}},"rootfs":{{"type":"layers","diff_ids":["{diff}"]}},"history":[]}}"#
     );
     fs::write(&config, text).unwrap();
-    fs::write(
-        parts.join("manifest.json"),
-        r#"[{"Config":"config.json","RepoTags":["greeter:latest"],"Layers":["layer.tar"]}]"#,
-    )
-    .unwrap();
+    let text = format!(
+        r#"[{{"Config":"{config_name}","RepoTags":["greeter:latest"],"Layers":["{layer_name}"]}}]"#
+    );
+    fs::write(parts.join("manifest.json"), text).unwrap();
     let docker = scratch.join("greeter.tar");
     host(
         "tar",
