@@ -1,7 +1,19 @@
 //! The devices that are attacked: how each is made, what a good request is, and what to start from.
 //!
-//! A new device takes part with a constant here, a line in [`ALL`], and a program of three lines in
+//! A new device takes part with a constant here or in a file of its own, a line in [`ALL`], and a program of three lines in
 //! `fuzz/fuzz_targets/`; `fuzz/README.md` says how.
+
+mod balloon;
+mod console;
+mod fs;
+mod pmem;
+mod vsock;
+
+pub use balloon::BALLOON;
+pub use console::CONSOLE;
+pub use fs::FS;
+pub use pmem::PMEM;
+pub use vsock::VSOCK;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,7 +34,9 @@ use crate::virtio::dev::net::{Mac, Net};
 use crate::virtio::dev::rng::Rng;
 
 /// All of them.
-pub const ALL: [&Target; 4] = [&MMIO, &RNG, &BLOCK, &NET];
+pub const ALL: [&Target; 9] = [
+    &MMIO, &RNG, &BLOCK, &NET, &BALLOON, &CONSOLE, &FS, &PMEM, &VSOCK,
+];
 
 /// Bring-up with all features, requests, a notification and a turn: what most seeds are.
 fn served(queue: u8, requests: Vec<Operation>) -> Vec<Operation> {
