@@ -20,8 +20,10 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use tempfile::TempDir;
 
 use super::echo::Echo;
 use super::operation::{Anchor, Descriptor, Operation, Place, WRITE};
@@ -37,6 +39,16 @@ use crate::virtio::dev::rng::Rng;
 pub const ALL: [&Target; 9] = [
     &MMIO, &RNG, &BLOCK, &NET, &BALLOON, &CONSOLE, &FS, &PMEM, &VSOCK,
 ];
+
+/// A directory of its own, in memory where the host has a place for that: so no disk has to take its time.
+fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let scratch = match memory.is_dir() {
+        true => tempfile::tempdir_in(memory),
+        false => tempfile::tempdir(),
+    };
+    scratch.expect("a directory")
+}
 
 /// Bring-up with all features, requests, a notification and a turn: what most seeds are.
 fn served(queue: u8, requests: Vec<Operation>) -> Vec<Operation> {

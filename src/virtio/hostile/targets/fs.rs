@@ -1,18 +1,16 @@
 //! A shared directory that the guest may write to.
-//!
-//! It lies in memory where the host has a place for that, so that a request costs no disk its time.
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags, open};
 use tempfile::TempDir;
 
 use super::super::operation::Operation;
 use super::super::{Probe, Seed, Subject, Target};
-use super::{request, served};
+use super::{request, scratch, served};
 use crate::backend::share::{Budget, Options, Share};
 use crate::virtio::dev::fs::Fs;
 
@@ -64,12 +62,7 @@ struct Scratch(TempDir);
 
 impl Scratch {
     fn new() -> Scratch {
-        let memory = Path::new("/dev/shm");
-        let scratch = match memory.is_dir() {
-            true => tempfile::tempdir_in(memory),
-            false => tempfile::tempdir(),
-        };
-        let scratch = Scratch(scratch.expect("a directory"));
+        let scratch = Scratch(scratch());
         fs::create_dir(scratch.shared()).expect("a directory");
         fs::write(scratch.0.path().join("outside"), OUTSIDE).expect("a file");
         fs::write(scratch.shared().join("file"), b"content").expect("a file");

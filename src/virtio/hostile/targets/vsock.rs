@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::super::operation::Operation;
 use super::super::{Probe, Subject, Target};
-use super::{request, served};
+use super::{request, scratch, served};
 use crate::backend::vsock::{Host, Place};
 use crate::virtio::dev::vsock::Vsock;
 
@@ -55,7 +55,7 @@ struct Programs {
 
 impl Programs {
     fn new() -> Programs {
-        let scratch = tempfile::tempdir().expect("a directory");
+        let scratch = scratch();
         let listener = UnixListener::bind(scratch.path().join(format!("vsock_{HOST_PORT}")));
         let listener = listener.expect("a socket");
         listener.set_nonblocking(true).expect("a socket");
