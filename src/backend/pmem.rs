@@ -13,7 +13,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use rustix::fs::inotify;
@@ -69,7 +69,8 @@ pub enum Error {
 pub struct Mapping {
     path: PathBuf,
     region: Arc<FileRegion>,
-    changes: Option<Arc<OwnedFd>>,
+    /// Made when it is first asked for.
+    changes: Arc<OnceLock<Option<Arc<OwnedFd>>>>,
 }
 
 impl Mapping {
@@ -78,15 +79,23 @@ impl Mapping {
         &self.region
     }
 
-    /// Readable when a program has changed the file by system calls, which a guest's stores are not. `None` where the
-    /// host has no more watches to give; then a file that is cut is found out only by [`Mapping::check`].
+    /// Readable when a program has changed the file by system calls since this was called first, which a guest's stores
+    /// are not. `None` where the host has no more watches to give; then a file that is cut is found out only by
+    /// [`Mapping::check`].
     pub fn changes(&self) -> Option<&Arc<OwnedFd>> {
-        self.changes.as_ref()
+        let changes = self.changes.get_or_init(|| match watch(&self.path) {
+            Ok(changes) => Some(Arc::new(changes)),
+            Err(error) => {
+                log::debug!("{} cannot be watched: {error}", self.path.display());
+                None
+            }
+        });
+        changes.as_ref()
     }
 
     /// Takes note of what made [`Mapping::changes`] readable.
     pub fn acknowledge(&self) {
-        if let Some(changes) = &self.changes {
+        if let Some(Some(changes)) = self.changes.get() {
             // What remains makes it readable again.
             let _ = rustix::io::read(changes, &mut [0; 4096]);
         }
@@ -149,17 +158,10 @@ impl File {
             Ok(region) => Arc::new(region),
             Err(source) => return Err(Error::Map { path, source }),
         };
-        let changes = match watch(&path) {
-            Ok(changes) => Some(Arc::new(changes)),
-            Err(error) => {
-                log::debug!("{} cannot be watched: {error}", path.display());
-                None
-            }
-        };
         let mapping = Mapping {
             path,
             region,
-            changes,
+            changes: Arc::default(),
         };
         Ok(File {
             disk,
@@ -298,9 +300,9 @@ mod tests {
         sized(&path, 4 << 20);
         let file = File::open(&options(&path)).unwrap();
         assert_eq!(file.size(), 4 << 20);
+        let changes = file.mapping().changes().unwrap();
         sized(&path, 8 << 20);
         assert!(file.mapping().check().is_ok(), "growing does no harm");
-        let changes = file.mapping().changes().unwrap();
         wait(changes);
         file.mapping().acknowledge();
         assert_eq!(rustix::io::read(changes, &mut [0; 4096]), Err(Errno::AGAIN));

@@ -8,6 +8,8 @@
 //! [`protocol`] is how the VMM talks with it then.
 
 pub mod exec;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod initramfs;
 pub mod modules;
 pub mod plan;

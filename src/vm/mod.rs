@@ -530,6 +530,10 @@ fn watch_file(
     let Some(changes) = mapping.changes().cloned() else {
         return Ok(());
     };
+    // What happened before the file was watched is not told.
+    if mapping.check().is_err() {
+        handle.send(Message::FileCut);
+    }
     let (mapping, handle) = (mapping.clone(), handle.clone());
     let look = move |_: &mut EventLoop, _, _| {
         mapping.acknowledge();

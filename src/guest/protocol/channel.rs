@@ -35,6 +35,14 @@ impl Streams {
         self.incoming.get_mut(stream as usize)?.as_mut()
     }
 
+    #[cfg(any(test, fuzzing))]
+    fn held(&self) -> usize {
+        let outgoing = self.outgoing.iter().flatten().map(Outgoing::held);
+        let incoming = self.incoming.iter().flatten().map(Incoming::held);
+        let farewell = self.farewell.iter().map(Vec::len);
+        outgoing.chain(incoming).chain(farewell).sum()
+    }
+
     fn all_sent(&self) -> bool {
         self.outgoing.iter().flatten().all(Outgoing::is_over)
     }
@@ -187,6 +195,14 @@ impl Channel {
                 }
             }
         }
+    }
+
+    /// Bytes that are kept, in all places.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn held(&self) -> usize {
+        let frames: usize = self.control.iter().map(Vec::len).sum();
+        let streams: usize = self.commands.values().map(Streams::held).sum();
+        self.input.len() + self.output.len() + frames + streams
     }
 
     /// The bytes to send next. Empty when there is nothing to send.

@@ -55,6 +55,11 @@ impl Outgoing {
         taken
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn held(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// No more is coming.
     pub(super) fn finish(&mut self) {
         self.last = true;
@@ -153,6 +158,11 @@ impl Incoming {
         }
         self.over = true;
         Ok(())
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn held(&self) -> usize {
+        self.buffer.len()
     }
 
     /// What has come, from the front, as far as it lies in one piece.

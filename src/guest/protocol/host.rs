@@ -269,6 +269,12 @@ impl Host {
             .send(frame::control(Kind::Shutdown, CommandId(0), &[]));
     }
 
+    /// Bytes that are kept: of streams, frames that wait to be sent, and a frame that has come in part.
+    #[cfg(any(test, fuzzing))]
+    pub fn held(&self) -> usize {
+        self.channel.held()
+    }
+
     /// The bytes for the guest. Empty when there is nothing to send.
     pub fn output(&mut self) -> &[u8] {
         self.channel.output()

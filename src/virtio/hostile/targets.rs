@@ -1,15 +1,29 @@
 //! The devices that are attacked: how each is made, what a good request is, and what to start from.
 //!
-//! A new device takes part with a constant here, a line in [`ALL`], and a program of three lines in
+//! A new device takes part with a constant here or in a file of its own, a line in [`ALL`], and a program of three lines in
 //! `fuzz/fuzz_targets/`; `fuzz/README.md` says how.
+
+mod balloon;
+mod console;
+mod fs;
+mod pmem;
+mod vsock;
+
+pub use balloon::BALLOON;
+pub use console::CONSOLE;
+pub use fs::FS;
+pub use pmem::PMEM;
+pub use vsock::VSOCK;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use tempfile::TempDir;
 
 use super::echo::Echo;
 use super::operation::{Anchor, Descriptor, Operation, Place, WRITE};
@@ -22,7 +36,19 @@ use crate::virtio::dev::net::{Mac, Net};
 use crate::virtio::dev::rng::Rng;
 
 /// All of them.
-pub const ALL: [&Target; 4] = [&MMIO, &RNG, &BLOCK, &NET];
+pub const ALL: [&Target; 9] = [
+    &MMIO, &RNG, &BLOCK, &NET, &BALLOON, &CONSOLE, &FS, &PMEM, &VSOCK,
+];
+
+/// A directory of its own, in memory where the host has a place for that: so no disk has to take its time.
+fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let scratch = match memory.is_dir() {
+        true => tempfile::tempdir_in(memory),
+        false => tempfile::tempdir(),
+    };
+    scratch.expect("a directory")
+}
 
 /// Bring-up with all features, requests, a notification and a turn: what most seeds are.
 fn served(queue: u8, requests: Vec<Operation>) -> Vec<Operation> {

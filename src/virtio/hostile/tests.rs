@@ -192,6 +192,31 @@ proptest! {
     }
 
     #[test]
+    fn no_driver_brings_a_balloon_down(steps in steps()) {
+        attack(&targets::BALLOON, &bytes(&steps));
+    }
+
+    #[test]
+    fn no_driver_brings_a_console_down(steps in steps()) {
+        attack(&targets::CONSOLE, &bytes(&steps));
+    }
+
+    #[test]
+    fn no_driver_brings_persistent_memory_down(steps in steps()) {
+        attack(&targets::PMEM, &bytes(&steps));
+    }
+
+    #[test]
+    fn no_driver_brings_a_shared_directory_down(steps in steps()) {
+        attack(&targets::FS, &bytes(&steps));
+    }
+
+    #[test]
+    fn no_driver_brings_a_socket_device_down(steps in steps()) {
+        attack(&targets::VSOCK, &bytes(&steps));
+    }
+
+    #[test]
     fn whatever_lies_in_the_rings_the_queue_finds_what_the_specification_says(
         first in any::<u8>(),
         steps in steps(),

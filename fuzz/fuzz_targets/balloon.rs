@@ -1,0 +1,7 @@
+//! A balloon, between a hostile driver and a host that changes its mind.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sarang::virtio::hostile::{attack, targets};
+
+fuzz_target!(|steps: &[u8]| attack(&targets::BALLOON, steps));

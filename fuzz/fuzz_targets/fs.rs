@@ -1,0 +1,7 @@
+//! A shared directory.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use sarang::virtio::hostile::{attack, targets};
+
+fuzz_target!(|steps: &[u8]| attack(&targets::FS, steps));
