@@ -43,14 +43,14 @@ fn streams_and_status_are_the_commands_own(kernel: Kernel) {
 fn only_what_is_shared_for_writing_changes(kernel: Kernel) {
     let work = tempfile::tempdir().unwrap();
     let probe = Path::new("/etc/sarang-was-here");
-    let script = "set -e; echo changed >/etc/sarang-was-here; cat /etc/sarang-was-here; rm -rf /usr/share/doc
-        [ ! -e /usr/share/doc ]; [ ! -e /etc/shadow ]; echo kept >kept";
+    let script = "set -e; echo changed >/etc/sarang-was-here; cat /etc/sarang-was-here; rm -rf /usr/share/common-licenses
+        [ ! -e /usr/share/common-licenses ]; [ ! -e /etc/shadow ]; echo kept >kept";
     let mut command = run(kernel, &["--user", "root", "--", "sh", "-c", script]);
     command.current_dir(work.path());
     let (code, out, err) = output(command);
     assert_eq!((code, out.as_str()), (Some(0), "changed\n"), "{err}");
     assert!(!probe.exists());
-    assert!(Path::new("/usr/share/doc").exists());
+    assert!(Path::new("/usr/share/common-licenses").exists());
     assert_eq!(
         fs::read_to_string(work.path().join("kept")).unwrap(),
         "kept\n"
@@ -267,19 +267,23 @@ fn images(scratch: &Path) -> [PathBuf; 2] {
     let blobs = scratch.join("layout/blobs/sha256");
     fs::create_dir_all(&parts).unwrap();
     fs::create_dir_all(&blobs).unwrap();
-    // By what a digest looks like, an archive of images is told from any other.
-    let id = "0123456789abcdef".repeat(4);
-    let (layer_name, config_name) = (format!("{id}/layer.tar"), format!("{id}.json"));
-    fs::create_dir(parts.join(&id)).unwrap();
-    let (layer, config) = (parts.join(&layer_name), parts.join(&config_name));
+    fs::create_dir(parts.join("layer")).unwrap();
+    let layer = parts.join("layer/layer.tar");
     let root = root.to_str().unwrap();
     host("tar", &["-C", root, "-cf", layer.to_str().unwrap(), "."]);
+    let id = |path: &Path| digest(path).trim_start_matches("sha256:").to_owned();
+    let layer_name = format!("{}/layer.tar", id(&layer));
+    fs::rename(parts.join("layer"), parts.join(id(&layer))).unwrap();
+    let layer = parts.join(&layer_name);
     let diff = digest(&layer);
     let text = format!(
         r#"{{"architecture":"amd64","os":"linux","config":{{"Entrypoint":["cat"],"Cmd":["greeting"],"Env":["PATH=/bin"],
             "WorkingDir":"/srv","User":"web"}},"rootfs":{{"type":"layers","diff_ids":["{diff}"]}},"history":[]}}"#
     );
-    fs::write(&config, text).unwrap();
+    fs::write(parts.join("config"), text).unwrap();
+    let config_name = format!("{}.json", id(&parts.join("config")));
+    let config = parts.join(&config_name);
+    fs::rename(parts.join("config"), &config).unwrap();
     let text = format!(
         r#"[{{"Config":"{config_name}","RepoTags":["greeter:latest"],"Layers":["{layer_name}"]}}]"#
     );
