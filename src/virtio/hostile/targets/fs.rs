@@ -312,7 +312,7 @@ fn seeds() -> Vec<Seed> {
         ),
         (
             "reset-under-way",
-            vec![
+            [
                 served(1, vec![request(1, &init(), &[80])]),
                 vec![Operation::Reset, Operation::Turn],
             ]
