@@ -7,9 +7,9 @@ mod machines;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use machines::{Comparison, Vmm};
+use machines::{Comparison, Virtiofsd, Vmm};
 
 const RUNS: usize = 5;
 const DIRECTORIES: usize = 60;
@@ -58,34 +58,6 @@ fn make_tree(root: &Path) {
     }
 }
 
-/// Debian has it beside QEMU, or as a package of its own.
-fn virtiofsd(socket: &Path, tree: &Path) -> Option<Child> {
-    let places = [
-        "/usr/libexec/virtiofsd",
-        "/usr/lib/qemu/virtiofsd",
-        "/usr/bin/virtiofsd",
-    ];
-    let program = places.into_iter().find(|place| Path::new(place).exists())?;
-    let child = Command::new(program)
-        .arg(format!("--socket-path={}", socket.display()))
-        .args([
-            "-o",
-            &format!("source={}", tree.display()),
-            "-o",
-            "cache=auto",
-        ])
-        .args(["-o", "sandbox=chroot"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .ok()?;
-    while !socket.exists() {
-        std::thread::yield_now();
-    }
-    Some(child)
-}
-
 fn compare(assets: &[PathBuf]) {
     let [kernel, busybox] = assets else {
         panic!("a kernel and an initramfs");
@@ -112,24 +84,11 @@ fn compare(assets: &[PathBuf]) {
                 }
                 Vmm::Qemu => {
                     let socket = scratch.path().join(format!("virtiofsd{run}"));
-                    daemon = virtiofsd(&socket, &tree);
-                    if daemon.is_none() {
-                        continue;
+                    daemon = Virtiofsd::start(&socket, &tree);
+                    match &daemon {
+                        Some(daemon) => line.extend(daemon.flags("tree")),
+                        None => continue,
                     }
-                    let chardev = format!("socket,id=c,path={}", socket.display());
-                    line.extend(
-                        [
-                            "-object",
-                            "memory-backend-memfd,id=m,size=512M,share=on",
-                            "-machine",
-                            "memory-backend=m",
-                            "-chardev",
-                            &chardev,
-                            "-device",
-                            "vhost-user-fs-device,chardev=c,tag=tree",
-                        ]
-                        .map(str::to_owned),
-                    );
                 }
             }
             let mut command = Command::new(&line[0]);
@@ -138,10 +97,7 @@ fn compare(assets: &[PathBuf]) {
             figures
                 .iter_mut()
                 .for_each(|figure| figure.take(vmm, &text));
-            if let Some(mut daemon) = daemon {
-                let _ = daemon.kill();
-                let _ = daemon.wait();
-            }
+            drop(daemon);
         }
     }
     println!(

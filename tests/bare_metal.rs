@@ -312,3 +312,48 @@ fn a_file_that_is_cut_under_the_guest_is_named() {
     let sentence = format!("{} was cut from 4194304 to 4096 bytes", file.display());
     assert!(stderr.contains(&sentence), "{stderr}");
 }
+
+#[test]
+fn a_guest_writes_a_disk_from_end_to_end_and_reads_back_what_it_wrote() {
+    const BYTES: u64 = 4 << 20;
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, "block");
+    for (options, serial) in [
+        ("", "sarang-0"),
+        (",queues=2,serial=S1,iops=1000000,worker=own", "S1"),
+    ] {
+        let image = scratch.path().join(format!("{serial}.img"));
+        fs::File::create(&image).unwrap().set_len(BYTES).unwrap();
+        let output = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+            .args(["--disk", &format!("{}{options}", image.display())])
+            .output()
+            .unwrap();
+        assert_eq!(code(&output), Some(0), "{}", stdout(&output));
+        assert_eq!(
+            stdout(&output),
+            format!(
+                "block: serial number {serial}\nblock: 4096 KiB, every byte holds what was written\n"
+            )
+        );
+        let bytes = fs::read(&image).unwrap();
+        assert_eq!(bytes.len() as u64, BYTES);
+        for (number, word) in (0..).zip(bytes.chunks(8)) {
+            let expected = !(number * 8_u64);
+            assert_eq!(word, expected.to_le_bytes(), "word {number} of the image");
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_cannot_be_written_tells_the_guest_so() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (kernel, image) = (guest(&scratch, "block"), scratch.path().join("disk.img"));
+    fs::write(&image, [1; 1 << 20]).unwrap();
+    let output = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+        .args(["--disk", &format!("{},ro", image.display())])
+        .output()
+        .unwrap();
+    assert_eq!(stdout(&output), "block: writing: status 1\n");
+    assert_eq!(code(&output), Some(1));
+    assert_eq!(fs::read(&image).unwrap(), [1; 1 << 20]);
+}

@@ -3,7 +3,7 @@
 //! Machines are shared and noisy, so the two run alternately, and what counts is the ratio of the two medians.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// The argument by which a bench runs itself inside `scripts/kvm-anywhere`.
 const INSIDE: &str = "--inside";
@@ -115,6 +115,11 @@ impl Comparison {
         let figure: Option<f64> = text
             .lines()
             .find_map(|line| line.trim().strip_prefix(&mark)?.trim().parse().ok());
+        self.add(vmm, figure);
+    }
+
+    /// Takes a figure, if there is one.
+    pub fn add(&mut self, vmm: Vmm, figure: Option<f64>) {
         self.figures[vmm as usize].extend(figure);
     }
 
@@ -175,4 +180,64 @@ pub fn output(mut command: Command) -> String {
         .output()
         .expect("the command runs");
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A daemon that shares a directory with QEMU's guests. Ended when dropped.
+pub struct Virtiofsd {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Virtiofsd {
+    /// `None` where there is none: Debian has it beside QEMU, or as a package of its own.
+    pub fn start(socket: &Path, directory: &Path) -> Option<Virtiofsd> {
+        let places = [
+            "/usr/libexec/virtiofsd",
+            "/usr/lib/qemu/virtiofsd",
+            "/usr/bin/virtiofsd",
+        ];
+        let program = places.into_iter().find(|place| Path::new(place).exists())?;
+        let child = Command::new(program)
+            .arg(format!("--socket-path={}", socket.display()))
+            .args(["-o", &format!("source={}", directory.display())])
+            .args(["-o", "cache=auto", "-o", "sandbox=chroot"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let mut daemon = Virtiofsd {
+            child,
+            socket: socket.to_owned(),
+        };
+        while !socket.exists() {
+            if daemon.child.try_wait().ok()?.is_some() {
+                return None;
+            }
+            std::thread::yield_now();
+        }
+        Some(daemon)
+    }
+
+    /// What QEMU is told for a guest that mounts `tag`.
+    pub fn flags(&self, tag: &str) -> Vec<String> {
+        [
+            "-object".to_owned(),
+            "memory-backend-memfd,id=m,size=512M,share=on".to_owned(),
+            "-machine".to_owned(),
+            "memory-backend=m".to_owned(),
+            "-chardev".to_owned(),
+            format!("socket,id=c,path={}", self.socket.display()),
+            "-device".to_owned(),
+            format!("vhost-user-fs-device,chardev=c,tag={tag}"),
+        ]
+        .into()
+    }
+}
+
+impl Drop for Virtiofsd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }

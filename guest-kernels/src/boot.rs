@@ -66,6 +66,33 @@ impl StartInfo {
         // SAFETY: the boot ABI puts that many entries there, the line above maps them, nobody changes them.
         unsafe { core::slice::from_raw_parts(self.memory_map as *const MemoryRange, count) }
     }
+
+    /// The value of the first `key=value` on the command line. `key` has the `=` at its end.
+    pub fn option(&self, key: &str) -> Option<&'static [u8]> {
+        let mut words = self.command_line().split(|byte| *byte == b' ');
+        words.find_map(|word| word.strip_prefix(key.as_bytes()))
+    }
+
+    /// The same, as a decimal number; `None` also when it is not one.
+    pub fn number(&self, key: &str) -> Option<u64> {
+        let digits = self.option(key)?;
+        digits.iter().try_fold(0_u64, |number, digit| {
+            let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+            number.checked_mul(10)?.checked_add(digit.into())
+        })
+    }
+
+    /// The command line without its NUL.
+    fn command_line(&self) -> &'static [u8] {
+        const MOST: usize = 4096;
+        if self.command_line == 0 {
+            return &[];
+        }
+        crate::paging::identity_map(self.command_line, MOST as u64);
+        // SAFETY: the boot ABI puts bytes there that end with a NUL, and the line above maps more than there will be.
+        let bytes = unsafe { core::slice::from_raw_parts(self.command_line as *const u8, MOST) };
+        bytes.split(|byte| *byte == 0).next().unwrap_or(bytes)
+    }
 }
 
 /// The guest-physical addresses of the first byte of this image and of the first byte behind it.

@@ -16,6 +16,7 @@
 //! | [`paging`] | mapping more memory |
 //! | [`interrupts`] | the IDT and the legacy interrupt controllers |
 //! | [`apic`] | the local APIC of each processor and the I/O APIC of the board |
+//! | [`virtio`] | registers and queues of devices made for virtual machines |
 //! | [`user`] | user mode: privilege level 3 and the way back |
 //! | [`mem`] | the five functions that compiled code expects of a C library |
 #![no_std]
@@ -30,6 +31,7 @@ pub mod paging;
 pub mod port;
 pub mod uart;
 pub mod user;
+pub mod virtio;
 
 // Makes Cargo link again after a change of the linker script.
 const _: &[u8] = include_bytes!("../kernel.ld");

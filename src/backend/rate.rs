@@ -100,6 +100,13 @@ impl Limiter {
     /// # Errors
     /// How long to wait before asking again, and never zero. Nothing has been taken then.
     pub fn take(&mut self, bytes: u64, now: Duration) -> Result<(), Duration> {
+        self.wait(bytes, now)?;
+        self.charge(bytes);
+        Ok(())
+    }
+
+    /// Fills the buckets, and says how long an operation has to wait.
+    fn wait(&mut self, bytes: u64, now: Duration) -> Result<(), Duration> {
         let elapsed = now.saturating_sub(self.filled);
         self.filled = self.filled.max(now);
         let mut wait = Duration::ZERO;
@@ -109,15 +116,25 @@ impl Limiter {
                 wait = wait.max(bucket.wait(cost));
             }
         }
-        if !wait.is_zero() {
-            return Err(wait);
-        }
+        if wait.is_zero() { Ok(()) } else { Err(wait) }
+    }
+
+    /// Whether something may start whose size is not known yet: no bucket is in debt, and there is a token for an
+    /// operation. What it turns out to cost is told by [`Limiter::charge`].
+    ///
+    /// # Errors
+    /// How long to wait before asking again, and never zero.
+    pub fn open(&mut self, now: Duration) -> Result<(), Duration> {
+        self.wait(0, now)
+    }
+
+    /// Takes the tokens of an operation that has moved `bytes` bytes, on credit if need be.
+    pub fn charge(&mut self, bytes: u64) {
         for (bucket, cost) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
             if let Some(bucket) = bucket {
                 bucket.take(cost);
             }
         }
-        Ok(())
     }
 }
 
@@ -222,6 +239,24 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_was_taken_on_credit_is_waited_for_afterwards() {
+        let limits = Limits {
+            bandwidth: NonZeroU64::new(1000),
+            operations: NonZeroU64::new(2),
+        };
+        let mut limiter = Limiter::new(limits, Duration::ZERO);
+        assert_eq!(limiter.open(Duration::ZERO), Ok(()));
+        assert_eq!(limiter.open(Duration::ZERO), Ok(()), "asking is free");
+        limiter.charge(3000);
+        assert_eq!(limiter.open(Duration::ZERO), Err(ms(2000)));
+        assert_eq!(limiter.open(ms(1999)), Err(ms(1)));
+        assert_eq!(limiter.open(ms(2000)), Ok(()));
+        limiter.charge(0);
+        limiter.charge(0);
+        assert_eq!(limiter.open(ms(2000)), Err(ms(500)), "no operation left");
     }
 
     #[test]

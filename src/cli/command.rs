@@ -345,6 +345,7 @@ fn root_disk(path: &Path, read_only: bool) -> Result<Box<dyn VirtioDevice>> {
         serial: ROOT_TAG.to_owned(),
         queues: 1,
         limits: Default::default(),
+        own_worker: false,
     };
     Ok(Box::new(Block::new(disk, settings)?))
 }

@@ -1,6 +1,6 @@
 //! `--disk` and `--root-disk`: which images a guest gets as its disks.
 
-use super::options::{Key, Options};
+use super::options::{self, Key, Options};
 use super::quantity;
 use crate::backend::disk::{self, Format};
 use crate::backend::rate::Limits;
@@ -15,6 +15,7 @@ const KEYS: &[Key] = &[
     Key::Value("queues", "N"),
     Key::Value("bw", "RATE"),
     Key::Value("iops", "N"),
+    Key::Value("worker", "own|shared"),
 ];
 
 /// The value of one flag.
@@ -29,6 +30,7 @@ pub(super) struct Disk {
     serial: Option<String>,
     queues: u16,
     limits: Limits,
+    own_worker: bool,
 }
 
 /// Parses the value of `--disk`.
@@ -70,7 +72,9 @@ fn parse(flag: &str, text: &str) -> Result<Disk, String> {
         }
     };
     let named = |error| format!("{flag}: {error}");
+    let worker = options.value("worker").map(options::own_worker);
     Ok(Disk {
+        own_worker: worker.transpose().map_err(named)?.unwrap_or(false),
         text: text.to_owned(),
         path: options.first.to_owned(),
         read_only: options.has("ro"),
@@ -125,6 +129,7 @@ impl Disk {
                 .unwrap_or_else(|| format!("sarang-{index}")),
             queues: self.queues,
             limits: self.limits,
+            own_worker: self.own_worker,
         };
         let block = Block::new(disk, settings)
             .map_err(|error| format!("cannot limit the rate of the disk {}: {error}", self.path))?;
@@ -141,14 +146,15 @@ mod tests {
         let disk = data("/dev/sdb").unwrap();
         assert_eq!((disk.path.as_str(), disk.format), ("/dev/sdb", Format::Raw));
         assert!(!disk.read_only && !disk.direct && disk.limits.is_unlimited());
+        assert!(!disk.own_worker && !data("a,worker=shared").unwrap().own_worker);
         assert_eq!((disk.queues, disk.root_words()), (1, "root=/dev/vda rw"));
     }
 
     #[test]
     fn every_option_is_understood() {
-        let text = "a.qcow2,ro,direct,format=qcow2,serial=S1,queues=4,bw=100M,iops=1000";
+        let text = "a.qcow2,ro,direct,format=qcow2,serial=S1,queues=4,bw=100M,iops=1000,worker=own";
         let disk = root(text).unwrap();
-        assert!(disk.read_only && disk.direct);
+        assert!(disk.read_only && disk.direct && disk.own_worker);
         assert_eq!(disk.format, Format::Qcow2);
         assert_eq!((disk.serial.as_deref(), disk.queues), (Some("S1"), 4));
         assert_eq!(disk.limits.bandwidth.map(u64::from), Some(100 << 20));
@@ -167,6 +173,7 @@ mod tests {
             ("a,serial=123456789012345678901", "1 to 20 ASCII characters"),
             ("a,bw=fast", "--disk: `fast` is not a rate"),
             ("a,iops=0", "--disk: `0` is not a number"),
+            ("a,worker=mine", "--disk: a worker is own"),
         ] {
             let sentence = data(text).unwrap_err();
             assert!(sentence.contains(words), "{text}: {sentence}");
@@ -178,8 +185,9 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("disk.img");
         std::fs::write(&path, [0; 4096]).unwrap();
-        let disk = data(&format!("{},queues=3,iops=5", path.display())).unwrap();
+        let disk = data(&format!("{},queues=3,iops=5,worker=own", path.display())).unwrap();
         let device = disk.open(2).unwrap();
+        assert!(device.wants_own_worker());
         assert_eq!((device.name(), device.queue_sizes().len()), ("BLK2", 3));
         let error = disk.open(3).err().unwrap();
         assert!(error.to_string().contains("in use"), "{error}");

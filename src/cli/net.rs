@@ -6,8 +6,9 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::Result;
-use crate::backend::net::{Forward, Passt, QUEUES_MAX, Tap, check_name};
+use super::{Result, options, quantity};
+use crate::backend::net::{Forward, NetBackend, Passt, QUEUES_MAX, Tap, check_name};
+use crate::backend::rate::Limits;
 use crate::virtio::VirtioDevice;
 use crate::virtio::dev::net::{Mac, Net};
 
@@ -23,13 +24,59 @@ pub(super) enum Network {
         name: String,
         /// Pairs of queues.
         queues: u16,
-        mac: Option<Mac>,
+        card: Card,
     },
     /// passt.
-    User {
-        forwards: Vec<Forward>,
-        mac: Option<Mac>,
-    },
+    User { forwards: Vec<Forward>, card: Card },
+}
+
+/// What a network card of any kind may be given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Card {
+    mac: Option<Mac>,
+    /// Of each direction.
+    limits: Limits,
+    own_worker: bool,
+}
+
+/// How these options are written.
+const CARD_OPTIONS: &str = "mac=MAC, bw=RATE, iops=N and worker=own|shared";
+
+impl Card {
+    /// Takes an option; `false` when it is none of a card's.
+    fn take(&mut self, option: &str) -> std::result::Result<bool, String> {
+        match option.split_once('=') {
+            Some(("mac", value)) => self.mac = Some(value.parse()?),
+            Some(("bw", value)) => self.limits.bandwidth = Some(quantity::bandwidth(value)?),
+            Some(("iops", value)) => self.limits.operations = Some(quantity::operations(value)?),
+            Some(("worker", value)) => self.own_worker = options::own_worker(value)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+impl fmt::Display for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Card {
+            mac,
+            limits,
+            own_worker,
+        } = self;
+        if let Some(mac) = mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if let Some(bandwidth) = limits.bandwidth {
+            write!(f, ",bw={bandwidth}")?;
+        }
+        if let Some(operations) = limits.operations {
+            write!(f, ",iops={operations}")?;
+        }
+        if *own_worker {
+            f.write_str(",worker=own")?;
+        }
+        Ok(())
+    }
 }
 
 /// Parses one `--net`.
@@ -53,10 +100,12 @@ pub(super) fn parse(text: &str) -> std::result::Result<Network, String> {
 
 fn tap(name: &str, options: &[&str]) -> std::result::Result<Network, String> {
     check_name(name).map_err(|error| error.to_string())?;
-    let (mut mac, mut queues) = (None, 1);
+    let (mut card, mut queues) = (Card::default(), 1);
     for option in options {
+        if card.take(option)? {
+            continue;
+        }
         match option.split_once('=') {
-            Some(("mac", value)) => mac = Some(value.parse()?),
             Some(("queues", value)) => {
                 queues = value
                     .parse()
@@ -64,30 +113,32 @@ fn tap(name: &str, options: &[&str]) -> std::result::Result<Network, String> {
                     .filter(|queues| (1..=QUEUES_MAX).contains(queues))
                     .ok_or_else(|| format!("a network card can have 1 to {QUEUES_MAX} queues"))?;
             }
-            _ => return Err(unknown(option, "tap", "mac=MAC and queues=N")),
+            _ => return Err(unknown(option, "tap", "queues=N")),
         }
     }
     Ok(Network::Tap {
         name: name.to_owned(),
         queues,
-        mac,
+        card,
     })
 }
 
 fn user(options: &[&str]) -> std::result::Result<Network, String> {
-    let (mut mac, mut forwards) = (None, Vec::new());
+    let (mut card, mut forwards) = (Card::default(), Vec::new());
     for option in options {
+        if card.take(option)? {
+            continue;
+        }
         match option.split_once('=') {
-            Some(("mac", value)) => mac = Some(value.parse()?),
             Some(("hostfwd", value)) => forwards.push(forward(value)?),
-            _ => return Err(unknown(option, "user", "hostfwd=HOST:GUEST and mac=MAC")),
+            _ => return Err(unknown(option, "user", "hostfwd=HOST:GUEST")),
         }
     }
-    Ok(Network::User { forwards, mac })
+    Ok(Network::User { forwards, card })
 }
 
 fn unknown(option: &str, kind: &str, known: &str) -> String {
-    format!("`{option}` is not an option of {kind}, which knows {known}")
+    format!("`{option}` is not an option of {kind}, which knows {known}, {CARD_OPTIONS}")
 }
 
 fn forward(text: &str) -> std::result::Result<Forward, String> {
@@ -107,11 +158,11 @@ fn forward(text: &str) -> std::result::Result<Forward, String> {
 }
 
 impl Network {
-    /// The address that the card has, if it has been decided on.
-    fn mac(&mut self) -> Option<&mut Option<Mac>> {
+    /// The card, if there is one.
+    fn card(&mut self) -> Option<&mut Card> {
         match self {
             Network::None => None,
-            Network::Tap { mac, .. } | Network::User { mac, .. } => Some(mac),
+            Network::Tap { card, .. } | Network::User { card, .. } => Some(card),
         }
     }
 }
@@ -119,29 +170,22 @@ impl Network {
 /// As on the command line.
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mac = match self {
-            Network::None => {
-                f.write_str("none")?;
-                None
-            }
-            Network::Tap { name, queues, mac } => {
+        match self {
+            Network::None => f.write_str("none"),
+            Network::Tap { name, queues, card } => {
                 write!(f, "tap={name}")?;
                 if *queues > 1 {
                     write!(f, ",queues={queues}")?;
                 }
-                mac.as_ref()
+                card.fmt(f)
             }
-            Network::User { forwards, mac } => {
+            Network::User { forwards, card } => {
                 f.write_str("user")?;
                 for Forward { host, guest } in forwards {
                     write!(f, ",hostfwd={host}:{guest}")?;
                 }
-                mac.as_ref()
+                card.fmt(f)
             }
-        };
-        match mac {
-            Some(mac) => write!(f, ",mac={mac}"),
-            None => Ok(()),
         }
     }
 }
@@ -162,8 +206,8 @@ pub(super) fn resolve(
     let (mut macs, mut taps, mut ports) = (HashSet::new(), HashSet::new(), HashSet::new());
     let mut resolved = networks.to_vec();
     for (index, network) in (0..).zip(&mut resolved) {
-        if let Some(mac) = network.mac() {
-            let mac = mac.get_or_insert_with(|| Mac::of(machine, index));
+        if let Some(card) = network.card() {
+            let mac = card.mac.get_or_insert_with(|| Mac::of(machine, index));
             if !macs.insert(*mac) {
                 return Err(format!(
                     "--net: two cards have the address {mac}: change a mac="
@@ -192,7 +236,7 @@ pub(super) fn resolve(
 }
 
 /// Network cards whose backends are there, or at least on their way.
-pub(super) struct Cards(Vec<(Mac, Wire)>);
+pub(super) struct Cards(Vec<(Card, Wire)>);
 
 enum Wire {
     Tap(Tap),
@@ -208,16 +252,13 @@ impl Cards {
         let mut cards = Vec::new();
         for network in networks {
             match network {
-                Network::Tap {
-                    name,
-                    queues,
-                    mac: Some(mac),
-                } => cards.push((*mac, Wire::Tap(Tap::open(name, *queues)?))),
-                Network::User {
-                    forwards,
-                    mac: Some(mac),
-                } => cards.push((*mac, Wire::Passt(Passt::start(forwards)?))),
-                _ => {}
+                Network::None => {}
+                Network::Tap { name, queues, card } => {
+                    cards.push((card.clone(), Wire::Tap(Tap::open(name, *queues)?)));
+                }
+                Network::User { forwards, card } => {
+                    cards.push((card.clone(), Wire::Passt(Passt::start(forwards)?)));
+                }
             }
         }
         Ok(Cards(cards))
@@ -229,14 +270,22 @@ impl Cards {
     /// When a passt has ended, with what it said.
     pub(super) fn into_devices(self) -> Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        for (index, (mac, wire)) in (0..).zip(self.0) {
-            devices.push(Box::new(match wire {
-                Wire::Tap(tap) => Net::new(index, mac, Box::new(tap)),
+        for (index, (card, wire)) in (0..).zip(self.0) {
+            let Some(mac) = card.mac else {
+                continue;
+            };
+            let backend: Box<dyn NetBackend> = match wire {
+                Wire::Tap(tap) => Box::new(tap),
                 Wire::Passt(mut passt) => {
                     passt.settle()?;
-                    Net::new(index, mac, Box::new(passt))
+                    Box::new(passt)
                 }
-            }));
+            };
+            let net = Net::new(index, mac, backend)
+                .on_own_worker(card.own_worker)
+                .limited(card.limits)
+                .map_err(|error| format!("cannot limit the rate of a network card: {error}"))?;
+            devices.push(Box::new(net));
         }
         Ok(devices)
     }
@@ -255,6 +304,8 @@ mod tests {
             "user,hostfwd=2222:22,mac=02:00:00:00:00:01",
             "tap=tap0",
             "tap=tap0,queues=4,mac=02:00:00:00:00:01",
+            "tap=tap0,bw=1000,iops=20,worker=own",
+            "user,worker=own",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
         }
@@ -263,6 +314,8 @@ mod tests {
             "tap=t",
             "one is what there is anyway"
         );
+        let network = parse("user,iops=5,bw=2K,worker=shared").unwrap();
+        assert_eq!(network.to_string(), "user,bw=2048,iops=5");
     }
 
     #[test]
@@ -277,16 +330,20 @@ mod tests {
             ("tap=t,queues=0", "1 to 16 queues"),
             ("tap=t,queues=17", "1 to 16 queues"),
             ("tap=t,queues=many", "1 to 16 queues"),
-            ("tap=t,hostfwd=1:2", "mac=MAC and queues=N"),
-            ("tap=t,", "mac=MAC and queues=N"),
+            ("tap=t,hostfwd=1:2", "queues=N, mac=MAC, bw=RATE"),
+            ("tap=t,", "queues=N, mac=MAC, bw=RATE"),
             ("tap=t,mac=01:00:5e:00:00:01", "multicast"),
             ("tap=t,mac=1", "is not a MAC address"),
-            ("user,queues=2", "hostfwd=HOST:GUEST and mac=MAC"),
-            ("user,hostfwd", "hostfwd=HOST:GUEST and mac=MAC"),
+            ("user,queues=2", "hostfwd=HOST:GUEST, mac=MAC"),
+            ("user,hostfwd", "hostfwd=HOST:GUEST, mac=MAC"),
             ("user,hostfwd=22", "two TCP ports"),
             ("user,hostfwd=0:22", "two TCP ports"),
             ("user,hostfwd=22:65536", "two TCP ports"),
             ("user,hostfwd=1:2:3", "two TCP ports"),
+            ("user,worker=mine", "a worker is own"),
+            ("user,worker", "worker=own|shared"),
+            ("user,bw=fast", "`fast` is not a rate"),
+            ("tap=t,iops=0", "`0` is not a number"),
             ("none,mac=02:00:00:00:00:01", "no options"),
         ] {
             let error = parse(text).unwrap_err();

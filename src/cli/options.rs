@@ -107,6 +107,20 @@ impl<'a> Options<'a> {
     }
 }
 
+/// Parses the value of `worker=`: whether the device gets an event loop of its own, on a thread of its own.
+///
+/// # Errors
+/// One sentence that says what there is.
+pub(super) fn own_worker(text: &str) -> Result<bool, String> {
+    match text {
+        "own" => Ok(true),
+        "shared" => Ok(false),
+        other => Err(format!(
+            "a worker is own (a thread for this device alone) or shared, not `{other}`"
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

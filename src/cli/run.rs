@@ -49,12 +49,14 @@ hvc0, which is faster and knows the size of the terminal. The kernel command lin
 virtio device. Both print to the same place; keys go to hvc0 alone.
 
 A network card is given with --net, once for each; without it, there is none:
-  user[,hostfwd=HOST:GUEST]...[,mac=MAC]   through the program passt, which needs no privileges;
+  user[,hostfwd=HOST:GUEST]...             through the program passt, which needs no privileges;
                                            hostfwd leads a TCP port of the host to one of the guest
-  tap=NAME[,queues=N][,mac=MAC]            on a tap; one that is not there is made, which needs
+  tap=NAME[,queues=N]                      on a tap; one that is not there is made, which needs
                                            CAP_NET_ADMIN, and stays down until `ip` sets it up
   none                                     no card
-Without mac=, a card's address follows from --name and its place, and is always the same.
+Each card also takes [,mac=MAC][,bw=RATE][,iops=N][,worker=own]. Without mac=, its address follows
+from --name and its place, and is always the same; bw (bytes a second: 500K, 100M) and iops (frames
+a second) limit each direction; worker=own gives it a thread of its own.
 
 A directory is shared with --share and mounted in the guest: mount -t virtiofs TAG /mnt
 
@@ -100,12 +102,12 @@ pub(super) struct Arguments {
     /// Unless said, 512M; with a command, a quarter of the host's, from 512M to 4G. The host gives it as the guest uses it.
     #[arg(short, long, value_name = "SIZE", value_parser = quantity::ram)]
     mem: Option<u64>,
-    /// Disk image or block device: PATH[,ro][,direct][,format=raw|qcow2][,serial=TEXT][,queues=N][,bw=RATE][,iops=N]
+    /// Disk image or block device: PATH[,ro][,direct][,format=raw|qcow2][,serial=TEXT][,queues=N][,bw=RATE][,iops=N][,worker=own]
     ///
     /// It is /dev/vda in the guest, or /dev/vdb after a --root-disk, and so on in the order given. `ro` refuses writes;
     /// `direct` goes past the host's page cache; `format` is never guessed, and raw unless said; `serial` has up to 20
     /// characters; `queues` is 1 to 16; `bw` (bytes a second: 500K, 100M, 1G) and `iops` (requests a second) limit
-    /// what the guest may use.
+    /// what the guest may use; `worker=own` gives the disk a thread of its own.
     #[arg(long, value_name = "PATH[,OPTION...]", value_parser = super::disk::data)]
     disk: Vec<super::disk::Disk>,
     /// The same, as the first disk and the root file system: adds root=/dev/vda and rw or ro to the kernel command line
@@ -535,6 +537,7 @@ mod tests {
     fn the_resolved_command_line_has_every_network_card_with_its_address() {
         let line = Line::try_parse_from([
             "run",
+            "-k=vmlinux",
             "--name=vm",
             "--net=user,hostfwd=2222:22",
             "--net=tap=t0,mac=02:00:00:00:00:07",
@@ -567,7 +570,7 @@ mod tests {
             ("--console=virtio", " --console virtio,stdio"),
             ("--console=file=a b", " --console 'file=a b'"),
         ] {
-            let line = Line::try_parse_from(["run", flag]).unwrap();
+            let line = Line::try_parse_from(["run", "-k=vmlinux", flag]).unwrap();
             let shown = format!("sarang run -k vmlinux -c 1 -m 512M{shown}");
             assert_eq!(
                 resolved(

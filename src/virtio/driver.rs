@@ -1,7 +1,9 @@
 //! The other side, for tests of devices: a driver with rings of its own in a small guest's RAM.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use rustix::event::{EventfdFlags, eventfd};
 use virtio_queue::{Queue, QueueT};
 
 use super::queue::VirtQueue;
@@ -40,6 +42,8 @@ pub struct Used {
 pub struct Driver {
     pub ram: GuestRam,
     pub line: Arc<CountingLine>,
+    /// By queue, where the device asks to be called again.
+    notifiers: Vec<Arc<OwnedFd>>,
     rings: Vec<Ring>,
     next_data: u64,
     /// By queue and head: where the writable part lies, piece by piece.
@@ -52,7 +56,7 @@ impl Driver {
         let ram = mem::allocate(&[(GuestAddress(0), RAM)]).unwrap();
         let line = Arc::new(CountingLine::default());
         let interrupt = Arc::new(Interrupt::new(Arc::clone(&line) as _));
-        let mut rings = Vec::new();
+        let (mut rings, mut notifiers) = (Vec::new(), Vec::new());
         let mut queues = Vec::new();
         for (index, max) in (0_u64..).zip(device.queue_sizes()) {
             let size = SIZE.min(*max);
@@ -65,12 +69,15 @@ impl Driver {
             queue.set_event_idx(features & super::F_EVENT_IDX != 0);
             queue.set_ready(true);
             assert!(queue.is_valid(&ram));
+            let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+            let notifier = Arc::new(eventfd(0, flags).unwrap());
             queues.push(Some(VirtQueue::new(
                 queue,
                 ram.clone(),
                 Arc::clone(&interrupt),
-                None,
+                Some(Arc::clone(&notifier)),
             )));
+            notifiers.push(notifier);
             rings.push(Ring {
                 size,
                 ..Ring::default()
@@ -85,6 +92,7 @@ impl Driver {
         Driver {
             ram,
             line,
+            notifiers,
             rings,
             next_data: DATA,
             writable: Default::default(),
@@ -156,6 +164,11 @@ impl Driver {
             head: head as u16,
             len: self.ram.read_obj(GuestAddress(at + 4)).unwrap(),
         })
+    }
+
+    /// Whether the device has asked to be called again for a queue, since this was asked last.
+    pub fn wants_another_call(&self, queue: usize) -> bool {
+        rustix::io::read(&self.notifiers[queue], &mut [0; 8]).is_ok()
     }
 
     /// All bytes of a request's writable part as they stand.

@@ -11,7 +11,7 @@
 //! * [`transport`] is how the driver finds the device, negotiates features and rings the bell.
 //! * [`dev`] has the devices, one file each, which implement [`VirtioDevice`] and know no transport.
 //!
-//! A device runs on the event loop, never on a vCPU thread: the driver's notification arrives there as an eventfd, and
+//! A device runs on an event loop, never on a vCPU thread: the driver's notification arrives there as an eventfd, and
 //! so do the device's own host descriptors. Its methods are called one at a time, under a lock.
 
 pub mod dev;
@@ -85,6 +85,11 @@ pub trait VirtioDevice: Send {
 
     /// The largest size of each queue, a power of two from 1 to 1024.
     fn queue_sizes(&self) -> &[u16];
+
+    /// Whether the device wants an event loop of its own, on a thread of its own, instead of sharing one with others.
+    fn wants_own_worker(&self) -> bool {
+        false
+    }
 
     /// Reads the configuration space (§2.5) at a byte offset. Beyond its end, reads give zeroes; `data` is zeroed
     /// when this is called.

@@ -1,7 +1,8 @@
 //! The library's front door: a [`Spec`] in, a running [`Machine`], a typed [`Outcome`] out.
 //!
 //! ```no_run
-//! //! use sarang::backend::console::{Console, Kind};
+//! use std::path::Path;
+//! use sarang::backend::console::{Console, Kind};
 //! use sarang::hv::kvm::Kvm;
 //! use sarang::vm::{Image, Machine, Spec};
 //!
@@ -37,7 +38,7 @@ use crate::backend::console::{self, Console, Key};
 use crate::backend::pmem;
 use crate::backend::port::{self, Port};
 use crate::board::{self, Board};
-use crate::bus::{Action, Bus, ExitCounts};
+use crate::bus::{Action, Bus, Device, ExitCounts};
 use crate::cpu::{OnEnd, VcpuEnd, VcpuThreads};
 use crate::guest::exec;
 use crate::hv::{self, Hypervisor, Registers, Vcpu};
@@ -46,7 +47,9 @@ use crate::mem::{self, Bytes, GuestAddress, GuestRam};
 use crate::virtio::dev::balloon;
 use crate::virtio::dev::console as virtio_console;
 use crate::virtio::dev::pmem::Pmem;
+use crate::virtio::transport::mmio::MmioTransport;
 use crate::worker::signals::Signals;
+use crate::worker::threads::{OnFailure, Threads};
 use crate::worker::{self, EventLoop};
 use log_tail::LogTail;
 use panic_watch::PanicWatch;
@@ -81,6 +84,8 @@ pub enum Error {
     TooHigh { end: u64, bits: u32 },
     #[error("the event loop failed: {0}")]
     Worker(#[from] io::Error),
+    #[error("the event loop of {device} failed: {source}")]
+    OwnWorker { device: String, source: io::Error },
     #[error("guest memory is too small for what must lie in its first megabyte")]
     NoLowMemory,
 }
@@ -126,6 +131,7 @@ enum Message {
     /// A file that the guest has as memory is not whole any more.
     FileCut,
     CommandOver,
+    WorkerFailed(String, io::Error),
 }
 
 /// Reaches a machine from other threads.
@@ -189,7 +195,10 @@ pub struct Machine {
     console: Console,
     /// The console's end in the guest, if it is virtio.
     console_port: Option<Arc<Port>>,
+    /// For all devices that do not want their own, and the console.
     worker: EventLoop,
+    /// For those that do.
+    own_workers: Vec<(Arc<MmioTransport>, EventLoop)>,
     handle: MachineHandle,
     panic_watch: Arc<Mutex<PanicWatch>>,
     log: Arc<Mutex<LogTail>>,
@@ -234,9 +243,15 @@ impl Machine {
         let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
 
-        let mut worker = EventLoop::new()?;
+        let (mut worker, mut own_workers) = (EventLoop::new()?, Vec::new());
         for transport in &board.virtio {
-            transport.attach(&mut worker)?;
+            if transport.wants_own_worker() {
+                let mut own = EventLoop::new()?;
+                transport.attach(&mut own)?;
+                own_workers.push((Arc::clone(transport), own));
+            } else {
+                transport.attach(&mut worker)?;
+            }
         }
         let handle = MachineHandle {
             messages: Arc::default(),
@@ -278,6 +293,7 @@ impl Machine {
             console,
             console_port: wiring.port,
             worker,
+            own_workers,
             handle,
             panic_watch,
             log,
@@ -367,13 +383,17 @@ impl Machine {
                 Box::new(move |_| handle.send(Message::TimeoutPassed)),
             );
         }
+        let (mut workers, stop_devices) = self.start_own_workers()?;
         let handle = self.handle();
         let on_end: OnEnd = Arc::new(move |vcpu, end| handle.send(Message::VcpuEnded(vcpu, end)));
         let mut threads = VcpuThreads::start(std::mem::take(&mut self.vcpus), &self.bus, &on_end)?;
         threads.resume();
-        let ended = self.wait(&threads);
+        let ended = self.wait(&threads, &workers);
         threads.stop();
         let balloon = self.balloon.as_ref().map(balloon::Handle::report);
+        // On their own threads, since Linux gives up what a thread has under way in an io_uring when the thread ends.
+        stop_devices();
+        workers.stop();
         self.board.virtio.iter().for_each(|device| device.stop());
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
         let patience = matches!(
@@ -406,8 +426,29 @@ impl Machine {
         })
     }
 
+    /// Starts the threads of the devices that have their own, with what ends the devices on these threads.
+    fn start_own_workers(&mut self) -> Result<(Threads, impl FnOnce() + use<>), Error> {
+        let (mut loops, mut devices) = (Vec::new(), Vec::new());
+        for (transport, events) in self.own_workers.drain(..) {
+            let name = transport.name().to_owned();
+            devices.push((transport, events.handle()));
+            loops.push((name, events));
+        }
+        let handle = self.handle();
+        let on_failure: OnFailure = Arc::new(move |device, error| {
+            handle.send(Message::WorkerFailed(device.to_owned(), error));
+        });
+        let threads = Threads::start(loops, &on_failure)?;
+        let stop_devices = move || {
+            for (transport, events) in devices {
+                events.post(Box::new(move |_| transport.stop()));
+            }
+        };
+        Ok((threads, stop_devices))
+    }
+
     /// Serves the devices and the handle until something ends the run.
-    fn wait(&mut self, threads: &VcpuThreads) -> Result<Outcome, Error> {
+    fn wait(&mut self, threads: &VcpuThreads, workers: &Threads) -> Result<Outcome, Error> {
         loop {
             while let Some(message) = self.handle.next() {
                 match message {
@@ -418,10 +459,20 @@ impl Machine {
                     }
                     Message::PowerButton => self.board.power.press_power_button(),
                     Message::Stop(by) => return Ok(Outcome::Stopped { by }),
-                    Message::Pause => threads.pause(),
-                    Message::Resume => threads.resume(),
                     Message::CommandOver => return Ok(Outcome::PoweredOff),
                     Message::FileCut => self.check_files()?,
+                    // The devices after the vCPUs, which might still ask something of them.
+                    Message::Pause => {
+                        threads.pause();
+                        workers.pause();
+                    }
+                    Message::Resume => {
+                        workers.resume();
+                        threads.resume();
+                    }
+                    Message::WorkerFailed(device, source) => {
+                        return Err(Error::OwnWorker { device, source });
+                    }
                     Message::TimeoutPassed => {
                         let limit = self.timeout.unwrap_or_default().as_millis();
                         let limit_ms = u64::try_from(limit).unwrap_or(u64::MAX);

@@ -356,3 +356,96 @@ fn a_machine_ends_when_its_memory_is_cut() {
     let error = machine.run().unwrap_err().to_string();
     assert!(error.contains("was cut from 2097152 to 1 bytes"), "{error}");
 }
+
+/// A device without purpose, which tells on which thread it is called.
+struct Teller {
+    own: bool,
+    called: std::sync::mpsc::Sender<(bool, Option<String>)>,
+}
+
+impl Teller {
+    fn tell(&self) {
+        let name = std::thread::current().name().map(str::to_owned);
+        let _ = self.called.send((self.own, name));
+    }
+}
+
+impl crate::virtio::VirtioDevice for Teller {
+    fn name(&self) -> &str {
+        if self.own { "OWN0" } else { "SHARED0" }
+    }
+
+    fn device_id(&self) -> u32 {
+        42
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[1]
+    }
+
+    fn wants_own_worker(&self) -> bool {
+        self.own
+    }
+
+    fn activate(&mut self, _: crate::virtio::Activation) {}
+
+    fn process(&mut self, _: usize) -> Result<(), crate::virtio::Malformed> {
+        self.tell();
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.tell();
+    }
+
+    fn save(&self) -> crate::bus::SavedState {
+        crate::bus::SavedState::of(&())
+    }
+
+    fn restore(&mut self, _: &crate::bus::SavedState) -> Result<(), crate::bus::RestoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_device_that_asks_for_a_thread_of_its_own_runs_and_ends_on_it() {
+    // Status is at 0x70, DriverFeaturesSel at 0x24 and DriverFeatures at 0x20: the guest accepts VERSION_1.
+    let script = [0, 0x1000]
+        .into_iter()
+        .flat_map(|window| {
+            [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15)].map(|(at, value)| {
+                Step::Write(board::VIRTIO_BASE + window + at, vec![value, 0, 0, 0])
+            })
+        })
+        .collect();
+    let host = FakeHypervisor::new(script);
+    let console = Console::open(&Kind::Off).unwrap();
+    let (called, calls) = std::sync::mpsc::channel();
+    let teller = |own| -> Box<dyn crate::virtio::VirtioDevice> {
+        let called = called.clone();
+        Box::new(Teller { own, called })
+    };
+    let devices = vec![teller(true), teller(false)];
+    drop(called);
+    let machine = Machine::new(&host, Spec { devices, ..spec() }, console).unwrap();
+    let handle = machine.handle();
+    let vm = std::thread::Builder::new()
+        .name("vm".to_owned())
+        .spawn(move || machine.run().unwrap())
+        .unwrap();
+    let first = [calls.recv().unwrap(), calls.recv().unwrap()];
+    handle.pause();
+    handle.resume();
+    handle.stop(StoppedBy::Interrupt);
+    vm.join().unwrap();
+    let mut all: Vec<_> = first.into_iter().chain(calls).collect();
+    all.sort();
+    all.dedup();
+    assert_eq!(
+        all,
+        [
+            (false, Some("vm".to_owned())),
+            (true, Some("OWN0".to_owned()))
+        ]
+    );
+}

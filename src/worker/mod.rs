@@ -12,6 +12,7 @@
 //! epoll set altogether, because epoll reports hang-ups and errors even to those who asked for nothing.
 
 pub mod signals;
+pub mod threads;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -253,3 +253,89 @@ fn a_directory_a_tar_and_a_disk_are_roots_that_do_not_change() {
         assert_eq!(fs::read_to_string(greeting).unwrap(), "from the image\n");
     }
 }
+
+/// The digest of a file, as images have it.
+fn digest(path: &Path) -> String {
+    let sum = host("sha256sum", &[path.to_str().unwrap()]);
+    format!("sha256:{}", sum.split_whitespace().next().unwrap())
+}
+
+/// An image of a small tree as `docker save` writes it, and as an OCI layout. It runs `cat greeting` in /srv as `web`.
+fn images(scratch: &Path) -> [PathBuf; 2] {
+    let root = tree(scratch);
+    let parts = scratch.join("parts");
+    let blobs = scratch.join("layout/blobs/sha256");
+    fs::create_dir_all(&parts).unwrap();
+    fs::create_dir_all(&blobs).unwrap();
+    // By what a digest looks like, an archive of images is told from any other.
+    let id = "0123456789abcdef".repeat(4);
+    let (layer_name, config_name) = (format!("{id}/layer.tar"), format!("{id}.json"));
+    fs::create_dir(parts.join(&id)).unwrap();
+    let (layer, config) = (parts.join(&layer_name), parts.join(&config_name));
+    let root = root.to_str().unwrap();
+    host("tar", &["-C", root, "-cf", layer.to_str().unwrap(), "."]);
+    let diff = digest(&layer);
+    let text = format!(
+        r#"{{"architecture":"amd64","os":"linux","config":{{"Entrypoint":["cat"],"Cmd":["greeting"],"Env":["PATH=/bin"],
+            "WorkingDir":"/srv","User":"web"}},"rootfs":{{"type":"layers","diff_ids":["{diff}"]}},"history":[]}}"#
+    );
+    fs::write(&config, text).unwrap();
+    let text = format!(
+        r#"[{{"Config":"{config_name}","RepoTags":["greeter:latest"],"Layers":["{layer_name}"]}}]"#
+    );
+    fs::write(parts.join("manifest.json"), text).unwrap();
+    let docker = scratch.join("greeter.tar");
+    host(
+        "tar",
+        &[
+            "-C",
+            parts.to_str().unwrap(),
+            "-cf",
+            docker.to_str().unwrap(),
+            ".",
+        ],
+    );
+
+    let blob = |path: &Path| {
+        let digest = digest(path);
+        fs::copy(path, blobs.join(digest.trim_start_matches("sha256:"))).unwrap();
+        format!(
+            r#""digest":"{digest}","size":{}"#,
+            fs::metadata(path).unwrap().len()
+        )
+    };
+    let manifest = parts.join("oci-manifest.json");
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
+            "config":{{"mediaType":"application/vnd.oci.image.config.v1+json",{}}},
+            "layers":[{{"mediaType":"application/vnd.oci.image.layer.v1.tar",{}}}]}}"#,
+        blob(&config),
+        blob(&layer)
+    );
+    fs::write(&manifest, text).unwrap();
+    let layout = scratch.join("layout");
+    fs::write(
+        layout.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json",{}}}]}}"#,
+        blob(&manifest)
+    );
+    fs::write(layout.join("index.json"), index).unwrap();
+    [docker, layout]
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn container_images_run_what_they_are_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    for image in images(scratch.path()) {
+        let flags = ["--root", image.to_str().unwrap()];
+        let mut command = run(Kernel::Small, &flags);
+        command.env("SARANG_CACHE", scratch.path().join("cache"));
+        let (code, out, err) = output(command);
+        assert_eq!((code, out.as_str()), (Some(0), "from the image\n"), "{err}");
+    }
+}

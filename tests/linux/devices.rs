@@ -137,7 +137,7 @@ END
 
 fn the_balloon_gives_memory_back(kernel: Kernel) {
     let script = "mount -t tmpfs -o size=90% none /root
-        head -c 64m /dev/zero >/root/file; echo memory is full
+        head -c 64m /dev/zero >/root/file; echo memory is full; read line
         rm /root/file; echo memory is free
         read line";
     let mut guest = Guest::new(kernel, script)
@@ -146,6 +146,7 @@ fn the_balloon_gives_memory_back(kernel: Kernel) {
         .running();
     guest.wait_for("memory is full");
     let full = guest.memory();
+    guest.write("\n");
     guest.wait_for("memory is free");
     eventually("the host's memory comes back", || {
         guest.memory() + (48 << 10) < full

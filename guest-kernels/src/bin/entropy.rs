@@ -18,103 +18,35 @@
 #![no_std]
 #![no_main]
 
-use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use guest::uart::Hex;
+use guest::virtio::{
+    DEVICE_ID, Descriptor, Driver, F_VERSION_1, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NOTIFY,
+    Queue, WRITE, Window,
+};
 use guest::{acpi, apic, boot::StartInfo, exit, interrupt_handler, interrupts, paging, print};
 
 /// The device's registers, and the pin of the I/O APIC that it is wired to.
-const DEVICE: u64 = 0xd000_0000;
+const DEVICE: Window = Window(0xd000_0000);
 const PIN: u32 = 16;
 /// Any vector from 32 on would do.
 const VECTOR: u8 = 0x2a;
 
-/// Registers, §4.2.2.
-const MAGIC_VALUE: u64 = 0x000;
-const VERSION: u64 = 0x004;
-const DEVICE_ID: u64 = 0x008;
-const DRIVER_FEATURES: u64 = 0x020;
-const DRIVER_FEATURES_SEL: u64 = 0x024;
-const QUEUE_SEL: u64 = 0x030;
-const QUEUE_SIZE_MAX: u64 = 0x034;
-const QUEUE_SIZE: u64 = 0x038;
-const QUEUE_READY: u64 = 0x044;
-const QUEUE_NOTIFY: u64 = 0x050;
-const INTERRUPT_STATUS: u64 = 0x060;
-const INTERRUPT_ACK: u64 = 0x064;
-const STATUS: u64 = 0x070;
-const QUEUE_DESC: u64 = 0x080;
-const QUEUE_DRIVER: u64 = 0x090;
-const QUEUE_DEVICE: u64 = 0x0a0;
-
-/// Bits of `Status`, §2.1.
-const ACKNOWLEDGE: u32 = 1;
-const DRIVER: u32 = 2;
-const DRIVER_OK: u32 = 4;
-const FEATURES_OK: u32 = 8;
-
-/// "virt", and the entropy device's type.
-const MAGIC: u32 = 0x7472_6976;
+/// The entropy device's type.
 const ENTROPY: u32 = 4;
-/// Bit 0 of the second half: VIRTIO_F_VERSION_1.
-const VERSION_1: u32 = 1;
 
 const SIZE: usize = 4;
 const REQUESTS: u16 = 4;
-/// A descriptor's flag: the device writes into this buffer.
-const WRITE: u16 = 2;
-
-/// §2.7.5: one buffer.
-#[repr(C)]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-/// §2.7.6: what the driver hands over.
-#[repr(C, align(2))]
-struct Available {
-    flags: u16,
-    index: u16,
-    ring: [u16; SIZE],
-}
-
-/// §2.7.8: what the device hands back, number and length.
-#[repr(C, align(4))]
-struct Used {
-    flags: u16,
-    index: u16,
-    ring: [[u32; 2]; SIZE],
-}
-
-#[repr(C, align(16))]
-struct Queue {
-    descriptors: [Descriptor; SIZE],
-    available: Available,
-    used: Used,
-}
 
 // SAFETY: all zeroes are a queue with nothing in it.
-static mut QUEUE: Queue = unsafe { core::mem::zeroed() };
+static mut QUEUE: Queue<SIZE> = unsafe { core::mem::zeroed() };
 static mut BUFFER: u64 = 0;
 static INTERRUPTS: AtomicU32 = AtomicU32::new(0);
-
-fn read(register: u64) -> u32 {
-    // SAFETY: mapped by `kernel_main`.
-    unsafe { ((DEVICE + register) as *const u32).read_volatile() }
-}
-
-fn write(register: u64, value: u32) {
-    // SAFETY: mapped by `kernel_main`.
-    unsafe { ((DEVICE + register) as *mut u32).write_volatile(value) }
-}
 
 interrupt_handler! {
     /// The device used a buffer; which one is in memory.
     fn buffer_used() {
-        write(INTERRUPT_ACK, read(INTERRUPT_STATUS));
+        DEVICE.write(INTERRUPT_ACK, DEVICE.read(INTERRUPT_STATUS));
         INTERRUPTS.store(INTERRUPTS.load(Relaxed) + 1, Relaxed);
         apic::write(apic::EOI, 0);
     }
@@ -122,58 +54,37 @@ interrupt_handler! {
 
 /// §3.1.1: the device is found, agreed with, given a queue and started.
 fn start_device() -> bool {
-    if read(MAGIC_VALUE) != MAGIC || read(VERSION) != 2 || read(DEVICE_ID) != ENTROPY {
+    if !DEVICE.is_virtio() || DEVICE.read(DEVICE_ID) != ENTROPY {
         return false;
     }
-    write(STATUS, 0);
-    write(STATUS, ACKNOWLEDGE);
-    write(STATUS, ACKNOWLEDGE | DRIVER);
-    write(DRIVER_FEATURES_SEL, 1);
-    write(DRIVER_FEATURES, VERSION_1);
-    write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
-    if read(STATUS) & FEATURES_OK == 0 {
-        return false;
+    let agreed = DEVICE.start(F_VERSION_1).is_some() && DEVICE.set_queue(0, &raw mut QUEUE);
+    if agreed {
+        DEVICE.driver_ok();
     }
-    write(QUEUE_SEL, 0);
-    if read(QUEUE_READY) != 0 || read(QUEUE_SIZE_MAX) < SIZE as u32 {
-        return false;
-    }
-    write(QUEUE_SIZE, SIZE as u32);
-    let queue = &raw const QUEUE as u64;
-    for (register, table) in [
-        (QUEUE_DESC, offset_of!(Queue, descriptors)),
-        (QUEUE_DRIVER, offset_of!(Queue, available)),
-        (QUEUE_DEVICE, offset_of!(Queue, used)),
-    ] {
-        let address = queue + table as u64;
-        write(register, address as u32);
-        write(register + 4, (address >> 32) as u32);
-    }
-    write(QUEUE_READY, 1);
-    write(STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
-    true
+    agreed
 }
 
 /// Has the device fill [`BUFFER`], and sleeps until it has.
-fn request(number: u16) -> u64 {
-    let slot = number as usize % SIZE;
-    let descriptor = Descriptor {
-        address: &raw const BUFFER as u64,
-        len: size_of::<u64>() as u32,
-        flags: WRITE,
-        next: 0,
-    };
-    // SAFETY: the device looks at the descriptor only after the index has moved, and writes only into the buffer.
-    unsafe {
-        (&raw mut QUEUE.descriptors[slot]).write_volatile(descriptor);
-        (&raw mut QUEUE.available.ring[slot]).write_volatile(slot as u16);
-        (&raw mut QUEUE.available.index).write_volatile(number + 1);
-        write(QUEUE_NOTIFY, 0);
-        while (&raw const QUEUE.used.index).read_volatile() != number + 1 {
-            interrupts::wait();
-        }
-        (&raw const BUFFER).read_volatile()
+fn request(queue: &mut Driver<SIZE>, number: u16) -> u64 {
+    let slot = number % SIZE as u16;
+    queue.set_descriptor(
+        slot,
+        Descriptor {
+            address: &raw const BUFFER as u64,
+            len: size_of::<u64>() as u32,
+            flags: WRITE,
+            next: 0,
+        },
+    );
+    queue.push(slot);
+    if queue.publish() {
+        DEVICE.write(QUEUE_NOTIFY, 0);
     }
+    while queue.pop().is_none() {
+        interrupts::wait();
+    }
+    // SAFETY: the device has given the buffer back.
+    unsafe { (&raw const BUFFER).read_volatile() }
 }
 
 #[unsafe(no_mangle)]
@@ -186,15 +97,17 @@ fn kernel_main(start: &'static StartInfo) -> ! {
     interrupts::set_gate(VECTOR, buffer_used, interrupts::KERNEL);
     apic::enable();
     apic::route(io_apic, PIN, VECTOR);
-    paging::identity_map(DEVICE, 4096);
+    paging::identity_map(DEVICE.0, 4096);
 
     if !start_device() {
         print!("entropy: there is no such device\n");
         exit::exit(1)
     }
+    // SAFETY: this is its only driver.
+    let mut queue = unsafe { Driver::new(&raw mut QUEUE, false) };
     let mut last = 0;
     for number in 0..REQUESTS {
-        let random = request(number);
+        let random = request(&mut queue, number);
         print!("entropy: ", Hex(random), "\n");
         if random == last {
             print!("entropy: that is not random\n");

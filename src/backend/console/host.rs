@@ -71,6 +71,14 @@ impl Sink {
         }
     }
 
+    /// Output to a descriptor, whose description others may be using too.
+    ///
+    /// # Errors
+    /// When it cannot be examined.
+    pub fn of(shared: OwnedFd) -> std::io::Result<Sink> {
+        Ok(output(shared)?)
+    }
+
     fn own(fd: OwnedFd) -> Sink {
         Sink {
             fd: Arc::new(fd),

@@ -7,7 +7,8 @@
 //!
 //! * A **raw** image goes through io_uring (`ring`). Where the host refuses that, as containers and hardened hosts do,
 //!   a thread makes the same system calls one by one (`thread`), with a warning. Both follow one state machine
-//!   (`transfer`).
+//!   (`transfer`). An image that lies in memory anyway, in a tmpfs, is read and written at once: there is no disk to
+//!   wait for.
 //! * A **qcow2** image is walked by the `imago` crate on such a thread (`qcow2`). It may not build on another file.
 //!
 //! An image has one writer at a time, by a lock (`image`).
@@ -27,6 +28,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Poll;
 
 use crate::mem::{Buffer, GuestRam};
 use image::Image;
@@ -99,12 +101,12 @@ pub struct Completion {
     pub result: io::Result<()>,
 }
 
-/// What makes an image's system calls.
-trait Engine: Send {
+/// What makes an image's system calls. See [`Disk`]'s methods of the same names.
+pub(crate) trait Engine: Send {
     fn event(&self) -> Arc<OwnedFd>;
-    fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> io::Result<()>;
-    fn kick(&mut self);
-    fn completed(&mut self) -> Vec<Completion>;
+    fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> Poll<io::Result<()>>;
+    fn proceed(&mut self) -> Vec<Completion>;
+    fn is_stuck(&mut self) -> bool;
     fn drain(&mut self);
 }
 
@@ -140,6 +142,18 @@ impl Disk {
     pub(crate) fn open_without_ring(options: &Options) -> Result<Disk, Error> {
         let refused = |_, _| Err(io::Error::from_raw_os_error(libc::EPERM));
         Ok(Disk::open_with(options, refused)?.0)
+    }
+
+    /// A disk of `capacity` bytes whose operations go to `engine`.
+    #[cfg(test)]
+    pub(crate) fn of(engine: Box<dyn Engine>, capacity: u64) -> Disk {
+        Disk {
+            path: PathBuf::new(),
+            capacity,
+            sector: SECTOR,
+            read_only: false,
+            engine,
+        }
     }
 
     fn open_with(
@@ -221,34 +235,40 @@ impl Disk {
         self.read_only
     }
 
-    /// Readable when operations have ended, for the event loop to watch.
+    /// Readable when operations have ended, for the event loop to watch, until [`Disk::proceed`] has told of all.
     pub fn event(&self) -> Arc<OwnedFd> {
         self.engine.event()
     }
 
-    /// Starts an operation, at the latest with the next [`Disk::kick`]. Its end is told by [`Disk::completed`].
+    /// Starts an operation, at the latest with the next [`Disk::proceed`]. It may have ended when this returns; else, its
+    /// end is told there.
     ///
-    /// # Errors
-    /// When it is out of the disk or of guest RAM, or writes a disk that is read-only. It has not been started then.
-    pub fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> io::Result<()> {
+    /// An operation that is out of the disk or of guest RAM, or writes a disk that is read-only, has failed at once.
+    pub fn submit(
+        &mut self,
+        token: u64,
+        ram: &GuestRam,
+        operation: Operation,
+    ) -> Poll<io::Result<()>> {
         let reads = matches!(operation, Operation::Read { .. } | Operation::Flush);
         if self.read_only && !reads {
-            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+            return Poll::Ready(Err(io::ErrorKind::ReadOnlyFilesystem.into()));
         }
         if operation.range().end > self.capacity {
-            return Err(io::ErrorKind::InvalidInput.into());
+            return Poll::Ready(Err(io::ErrorKind::InvalidInput.into()));
         }
         self.engine.submit(token, ram, operation)
     }
 
-    /// Tells the host of all operations submitted so far.
-    pub fn kick(&mut self) {
-        self.engine.kick();
+    /// Tells the host of all operations submitted so far, and takes those that have ended since the last call.
+    pub fn proceed(&mut self) -> Vec<Completion> {
+        self.engine.proceed()
     }
 
-    /// The operations that have ended since the last call. To be called when [`Disk::event`] is readable.
-    pub fn completed(&mut self) -> Vec<Completion> {
-        self.engine.completed()
+    /// Whether the host is too short of memory to take any operation, so that no end of one will make
+    /// [`Disk::event`] readable. [`Disk::proceed`] has to be called again then.
+    pub fn is_stuck(&mut self) -> bool {
+        self.engine.is_stuck()
     }
 
     /// Waits for all operations under way and forgets their ends. Nothing touches guest RAM any more then.

@@ -1,20 +1,29 @@
 //! The fast way to a raw image: io_uring(7).
 //!
 //! Two rings are shared with the kernel. System calls to make go onto the submission ring, one `io_uring_enter(2)` tells
-//! the kernel of all of them at once, and their results come back on the completion ring, in any order, together with
-//! a count on an eventfd for the event loop. The kernel reads and writes guest RAM itself; nothing is copied here.
+//! the kernel of all of them at once, and their results come back on the completion ring, in any order. What the page
+//! cache has is there when `io_uring_enter` returns, so the ring is looked at then; for the rest, the event loop watches
+//! the ring's descriptor, which is readable while the completion ring is not empty. The kernel reads and writes guest
+//! RAM itself; nothing is copied here.
+//!
+//! A file in a tmpfs is a special case. Its file system cannot promise that a call will not wait (for memory), so
+//! io_uring leaves each to a worker thread of the kernel, which takes longer to wake up than a page takes to copy. But
+//! there is no disk to wait for: such a call is made right here, unless it moves so much that the event loop would
+//! be missed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::fstatfs;
+use slab::Slab;
 
-use super::transfer::{Call, Transfer};
+use super::transfer::{self, Call, Transfer};
 use super::{Completion, Engine, Operation};
 use crate::mem::GuestRam;
 
@@ -22,17 +31,24 @@ use crate::mem::GuestRam;
 const SUBMISSIONS: u32 = 128;
 /// Entries of a completion ring, at most.
 const COMPLETIONS_MAX: u32 = 4096;
+/// Bytes that are moved right here, if the image is in memory, at most: some 50 µs.
+const AT_ONCE_MAX: u64 = 256 << 10;
+
+/// File systems that keep files in memory: `f_type` of statfs(2).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
 
 /// One ring for one image.
 pub(super) struct Ring {
     ring: IoUring,
     file: File,
+    /// The file lies in memory.
+    in_memory: bool,
     event: Arc<OwnedFd>,
-    /// What the kernel has, or is about to get, by the number that it knows it by.
-    transfers: BTreeMap<u64, (u64, Transfer)>,
-    next: u64,
+    /// What the kernel has, or is about to get, with its token, by the number that the kernel knows it by.
+    transfers: Slab<(u64, Transfer)>,
     /// Those that the kernel does not have yet.
-    waiting: VecDeque<u64>,
+    waiting: VecDeque<usize>,
     /// How many the kernel may have without losing a completion.
     most: usize,
 }
@@ -60,14 +76,15 @@ impl Ring {
         if !codes.iter().all(|code| probe.is_supported(*code)) {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
         }
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        // SAFETY: the ring keeps its descriptor open for as long as it lives, and it outlives this line.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        let event = Arc::new(descriptor.try_clone_to_owned()?);
         Ok(Ring {
             ring,
+            in_memory: is_in_memory(&file),
             file,
-            event: Arc::new(event),
-            transfers: BTreeMap::new(),
-            next: 0,
+            event,
+            transfers: Slab::new(),
             waiting: VecDeque::new(),
             most: completions as usize,
         })
@@ -82,10 +99,10 @@ impl Ring {
             && !submissions.is_full()
             && let Some(id) = self.waiting.pop_front()
         {
-            let Some((_, transfer)) = self.transfers.get(&id) else {
+            let Some((_, transfer)) = self.transfers.get(id) else {
                 continue;
             };
-            let entry = entry(fd, &transfer.next()).user_data(id);
+            let entry = entry(fd, &transfer.next()).user_data(id as u64);
             // SAFETY: the entry points to the transfer's pieces, which lie on the heap and are not touched, and to guest
             // RAM, which the transfer keeps mapped. It stays in `transfers` until the kernel has given it back.
             if unsafe { submissions.push(&entry) }.is_err() {
@@ -96,49 +113,8 @@ impl Ring {
         }
     }
 
-    /// Takes what has come back. Operations that need another call go to `waiting` again.
-    fn reap(&mut self) -> Vec<Completion> {
-        let mut completions = Vec::new();
-        for entry in self.ring.completion() {
-            let id = entry.user_data();
-            let result = u64::try_from(entry.result()).map_err(|_| entry.result().saturating_neg());
-            let Some((token, transfer)) = self.transfers.get_mut(&id) else {
-                continue;
-            };
-            match transfer.done(result) {
-                None => self.waiting.push_back(id),
-                Some(result) => {
-                    completions.push(Completion {
-                        token: *token,
-                        result,
-                    });
-                    self.transfers.remove(&id);
-                }
-            }
-        }
-        completions
-    }
-
-    /// Has [`Engine::completed`] called again.
-    fn call_again(&self) {
-        let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
-    }
-}
-
-impl Engine for Ring {
-    fn event(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.event)
-    }
-
-    fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> io::Result<()> {
-        let transfer = Transfer::new(ram, &operation)?;
-        let id = self.next;
-        self.next = self.next.wrapping_add(1);
-        self.transfers.insert(id, (token, transfer));
-        self.waiting.push_back(id);
-        Ok(())
-    }
-
+    /// Tells the kernel of what waits, as far as it will have it. When it is short of memory, or has completions to be
+    /// taken first, the rest goes on waiting.
     fn kick(&mut self) {
         loop {
             self.fill();
@@ -148,18 +124,65 @@ impl Engine for Ring {
             match self.ring.submit() {
                 Ok(submitted) if submitted > 0 => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The kernel is short of memory, or has completions for us to take first: the loop comes back to it.
-                _ => return self.call_again(),
+                _ => return,
             }
         }
     }
 
-    fn completed(&mut self) -> Vec<Completion> {
-        // Before the ring is looked at, so that nothing is missed.
-        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+    /// Takes what has come back. Operations that need another call go to `waiting` again.
+    fn reap(&mut self) -> Vec<Completion> {
+        let mut completions = Vec::new();
+        for entry in self.ring.completion() {
+            let id = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            let result = u64::try_from(entry.result()).map_err(|_| entry.result().saturating_neg());
+            let Some((_, transfer)) = self.transfers.get_mut(id) else {
+                continue;
+            };
+            match transfer.done(result) {
+                None => self.waiting.push_back(id),
+                Some(result) => {
+                    let (token, _) = self.transfers.remove(id);
+                    completions.push(Completion { token, result });
+                }
+            }
+        }
+        completions
+    }
+}
+
+impl Engine for Ring {
+    fn event(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.event)
+    }
+
+    fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> Poll<io::Result<()>> {
+        if self.in_memory && is_short(&operation) {
+            return Poll::Ready(transfer::blocking(self.file.as_raw_fd(), ram, &operation));
+        }
+        match Transfer::new(ram, &operation) {
+            Ok(transfer) => {
+                let id = self.transfers.insert((token, transfer));
+                self.waiting.push_back(id);
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn proceed(&mut self) -> Vec<Completion> {
+        self.kick();
         let completions = self.reap();
+        // What takes another call.
         self.kick();
         completions
+    }
+
+    fn is_stuck(&mut self) -> bool {
+        let untold = self
+            .waiting
+            .len()
+            .saturating_add(self.ring.submission().len());
+        untold > 0 && untold == self.transfers.len()
     }
 
     fn drain(&mut self) {
@@ -173,13 +196,30 @@ impl Engine for Ring {
             }
             self.reap();
         }
-        let _ = rustix::io::read(&self.event, &mut [0; 8]);
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
         self.drain();
+    }
+}
+
+/// Whether the calls that this file takes never wait for a disk.
+fn is_in_memory(file: impl AsFd) -> bool {
+    fstatfs(file).is_ok_and(|system| matches!(system.f_type, TMPFS_MAGIC | RAMFS_MAGIC))
+}
+
+/// Whether an operation on an image in memory takes so little time that nobody else need do it.
+fn is_short(operation: &Operation) -> bool {
+    match operation {
+        Operation::Read { .. } | Operation::Write { .. } => {
+            let range = operation.range();
+            range.end.saturating_sub(range.start) <= AT_ONCE_MAX
+        }
+        Operation::Flush => true,
+        // These look for memory to give back in all of their range.
+        Operation::Discard { .. } | Operation::WriteZeroes { .. } => false,
     }
 }
 
@@ -233,16 +273,18 @@ mod tests {
                     }],
                 },
             };
-            ring.submit(token, &ram, operation).unwrap();
+            assert!(ring.submit(token, &ram, operation).is_pending());
         }
-        ring.kick();
         let mut ended = BTreeSet::new();
         while ended.len() < 1000 {
-            let event = ring.event();
-            poll(&mut [PollFd::new(&event, PollFlags::IN)], None).unwrap();
-            for completion in ring.completed() {
+            for completion in ring.proceed() {
                 completion.result.unwrap();
                 assert!(ended.insert(completion.token));
+            }
+            assert!(!ring.is_stuck());
+            if ended.len() < 1000 {
+                let event = ring.event();
+                poll(&mut [PollFd::new(&event, PollFlags::IN)], None).unwrap();
             }
         }
         assert!(ring.transfers.is_empty() && ring.waiting.is_empty());

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::task::Poll;
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -71,7 +72,7 @@ impl Engine for Thread {
         Arc::clone(&self.event)
     }
 
-    fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> io::Result<()> {
+    fn submit(&mut self, token: u64, ram: &GuestRam, operation: Operation) -> Poll<io::Result<()>> {
         let job = Job {
             token,
             ram: ram.clone(),
@@ -82,20 +83,22 @@ impl Engine for Thread {
             .as_ref()
             .is_some_and(|jobs| jobs.send(job).is_ok());
         if !sent {
-            return Err(io::ErrorKind::BrokenPipe.into());
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         self.in_flight = self.in_flight.saturating_add(1);
-        Ok(())
+        Poll::Pending
     }
 
-    fn kick(&mut self) {}
-
-    fn completed(&mut self) -> Vec<Completion> {
+    fn proceed(&mut self) -> Vec<Completion> {
         // Before the channel is looked at, so that nothing is missed.
         let _ = rustix::io::read(&self.event, &mut [0; 8]);
         let completions: Vec<Completion> = self.done.try_iter().collect();
         self.in_flight = self.in_flight.saturating_sub(completions.len());
         completions
+    }
+
+    fn is_stuck(&mut self) -> bool {
+        false
     }
 
     fn drain(&mut self) {

@@ -269,7 +269,8 @@ pub(super) fn status(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     statx(fd, c"", flags, wanted)
 }
 
-/// Whether a request of this kind always changes something. OPEN does only with some flags.
+/// Whether a request of this kind always changes something. OPEN does only with some flags. (IOCTL is not served at all;
+/// an overlay asks for flags by it, and takes "not served" for "none", but "read-only" for a failure.)
 fn changes(kind: u32) -> bool {
     matches!(
         kind,
@@ -289,7 +290,6 @@ fn changes(kind: u32) -> bool {
             | opcode::REMOVEXATTR
             | opcode::FALLOCATE
             | opcode::COPY_FILE_RANGE
-            | opcode::IOCTL
     )
 }
 

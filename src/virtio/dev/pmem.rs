@@ -11,6 +11,7 @@
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::Poll;
 
 use crate::backend::pmem::File;
 use crate::bus::{RestoreError, SavedState};
@@ -156,13 +157,13 @@ impl VirtioDevice for Pmem {
             let collected = self.collect();
             // Those before a malformed request were good.
             if !self.flushing.is_empty()
-                && let Err(error) = self.file.flush()
+                && let Poll::Ready(result) = self.file.flush()
             {
-                let failed = self.finish(Err(error));
+                let finished = self.finish(result);
                 if let Some(queue) = &self.queue {
                     queue.call_again();
                 }
-                failed?;
+                finished?;
             }
             collected?;
         }
@@ -245,8 +246,10 @@ mod tests {
     }
 
     fn finish(device: &mut Pmem) {
-        wait(device);
-        device.ready(0, Readiness::default()).unwrap();
+        if !device.flushing.is_empty() {
+            wait(device);
+            device.ready(0, Readiness::default()).unwrap();
+        }
     }
 
     #[test]
@@ -272,7 +275,6 @@ mod tests {
         driver.ram.write_slice(&FAILED, ret).unwrap();
         let head = driver.send_raw(0, &[(request.0, 4, 0), (ret.0, 4, WRITE)]);
         device.process(0).unwrap();
-        assert_eq!(driver.used(0), None, "not before");
         finish(&mut device);
         assert_eq!(driver.used(0), Some(Used { head, len: 4 }));
         assert_eq!(driver.ram.read_obj::<u32>(ret).unwrap(), 0);

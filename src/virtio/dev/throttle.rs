@@ -43,13 +43,27 @@ impl Throttle {
     /// Whether an operation that moves `bytes` bytes may start now, which counts it. If not, the timer will say when to
     /// ask again.
     pub fn admits(&mut self, bytes: u64) -> bool {
-        match self.limiter.take(bytes, self.since.elapsed()) {
-            Ok(()) => true,
-            Err(wait) => {
-                timer::once(&self.timer, wait);
-                false
-            }
+        let answer = self.limiter.take(bytes, self.since.elapsed());
+        self.or_timer(answer)
+    }
+
+    /// Whether an operation may start now whose size is not known yet. If not, the timer will say when to ask again; if
+    /// so, [`Throttle::charge`] has to be told what it moved.
+    pub fn is_open(&mut self) -> bool {
+        let answer = self.limiter.open(self.since.elapsed());
+        self.or_timer(answer)
+    }
+
+    /// An operation has moved `bytes` bytes.
+    pub fn charge(&mut self, bytes: u64) {
+        self.limiter.charge(bytes);
+    }
+
+    fn or_timer(&self, answer: Result<(), Duration>) -> bool {
+        if let Err(wait) = answer {
+            timer::once(&self.timer, wait);
         }
+        answer.is_ok()
     }
 
     /// The timer has been seen.

@@ -144,6 +144,7 @@ pub static BLOCK: Target = Target {
             serial: "serial".to_owned(),
             queues: 2,
             limits: Limits::default(),
+            own_worker: false,
         };
         let device = Block::new(disk.expect("a disk in memory"), settings);
         Subject {

@@ -167,22 +167,31 @@ impl VirtQueue {
     /// # Errors
     /// When the rings are gone from guest memory.
     pub fn notify(&mut self) -> Result<(), Malformed> {
-        let new = self.queue.next_used();
-        let old = std::mem::replace(&mut self.told, new);
-        // The used index must be out before the driver's wish is read (§2.7.7.2).
-        fence(Ordering::SeqCst);
-        let handed_back = new.wrapping_sub(old);
-        let wanted = if self.queue.event_idx_enabled() {
-            // The driver wants to know when the used index moves past `used_event` (§2.7.10).
-            let used_event = self.avail_word(4 + 2 * u64::from(self.queue.size()))?;
-            new.wrapping_sub(used_event).wrapping_sub(1) < handed_back
-        } else {
-            handed_back != 0 && self.avail_word(0)? & AVAIL_F_NO_INTERRUPT == 0
-        };
+        let wanted = self.wants_interrupt()?;
+        self.told = self.queue.next_used();
         if wanted {
             self.interrupt.raise(INTERRUPT_USED);
         }
         Ok(())
+    }
+
+    /// Whether the driver wants an interrupt for what was handed back since the last [`VirtQueue::notify`]. If
+    /// something was, and it wants none, it looks at the used ring itself.
+    ///
+    /// # Errors
+    /// When the rings are gone from guest memory.
+    pub fn wants_interrupt(&self) -> Result<bool, Malformed> {
+        let new = self.queue.next_used();
+        // The used index must be out before the driver's wish is read (§2.7.7.2).
+        fence(Ordering::SeqCst);
+        let handed_back = new.wrapping_sub(self.told);
+        if self.queue.event_idx_enabled() {
+            // The driver wants to know when the used index moves past `used_event` (§2.7.10).
+            let used_event = self.avail_word(4 + 2 * u64::from(self.queue.size()))?;
+            Ok(new.wrapping_sub(used_event).wrapping_sub(1) < handed_back)
+        } else {
+            Ok(handed_back != 0 && self.avail_word(0)? & AVAIL_F_NO_INTERRUPT == 0)
+        }
     }
 
     /// A word of the available ring: flags, index, `size` heads, `used_event` (§2.7.6).

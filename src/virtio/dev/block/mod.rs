@@ -11,10 +11,13 @@
 
 mod request;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::Poll;
+
+use slab::Slab;
 
 use crate::backend::disk::{Completion, Disk, Operation, SECTOR};
 use crate::backend::rate::Limits;
@@ -53,6 +56,9 @@ pub const QUEUES_MAX: u16 = 16;
 /// Bytes of a serial number (§5.2.6, GET_ID).
 pub const SERIAL_LEN: usize = 20;
 
+/// Bytes that may be moved before others have their turn, some 200 µs. Those that the host moves meanwhile do not count.
+const BYTES_PER_TURN: u64 = 1 << 20;
+
 /// Where the `writeback` byte is in the configuration space (§5.2.4).
 const CONFIG_WRITEBACK: u64 = 32;
 /// Discards work best on multiples of this many sectors: a page of the host.
@@ -68,6 +74,8 @@ pub struct Settings {
     /// 1 to 16; other numbers count as the nearest of these.
     pub queues: u16,
     pub limits: Limits,
+    /// An event loop of its own, on a thread of its own.
+    pub own_worker: bool,
 }
 
 /// A block device on a disk image.
@@ -76,6 +84,7 @@ pub struct Block {
     name: String,
     serial: [u8; SERIAL_LEN],
     sizes: Vec<u16>,
+    own_worker: bool,
 
     // Runtime glue.
     disk: Disk,
@@ -96,8 +105,7 @@ struct Active {
     /// By queue, how many requests the host is at work on.
     running: Vec<u16>,
     /// By token.
-    pending: BTreeMap<u64, Pending>,
-    next_token: u64,
+    pending: Slab<Pending>,
 }
 
 /// A request that the host is at work on.
@@ -133,6 +141,7 @@ impl Block {
             name: settings.name,
             serial,
             sizes: vec![QUEUE_SIZE; queues.into()],
+            own_worker: settings.own_worker,
             disk,
             throttle: Throttle::new(settings.limits)?,
             active: None,
@@ -168,30 +177,29 @@ impl Block {
         config
     }
 
-    /// Starts the requests of one queue, as many as may be under way. Those that are answered at once, or whose answer
-    /// comes meanwhile, could go on for as long as the driver likes: after a ringful others have their turn.
+    /// Starts the requests of one queue, as many as may be under way, and no more than are fair to others.
     fn start_all(&mut self, index: usize) -> Result<(), Malformed> {
         let Some(queue) = self.queue(index) else {
             return Ok(());
         };
-        let mut left = queue.size();
         queue.disable_notification()?;
-        while left > 0 {
-            match self.start_next(index)? {
-                Next::Started => left = left.saturating_sub(1),
-                // Somebody who waits for a completion or the timer need not be told of more requests.
-                Next::Wait => return Ok(()),
-                Next::Empty => {
-                    let Some(queue) = self.queue(index) else {
-                        return Ok(());
-                    };
-                    if !queue.enable_notification()? {
-                        return Ok(());
-                    }
-                    queue.disable_notification()?;
-                    left = left.saturating_sub(1);
-                }
+        let (mut requests, mut bytes) = (queue.size(), BYTES_PER_TURN);
+        while requests > 0 && bytes > 0 {
+            // A driver that looks for answers itself has its next request ready in no time. It is not asked to notify
+            // before the event loop has come round once, which costs less than a notification.
+            if bytes < BYTES_PER_TURN
+                && let Some(queue) = self.queue(index)
+                && !queue.has_requests()
+                && !queue.wants_interrupt()?
+            {
+                break;
             }
+            match self.start_next(index)? {
+                Next::Started { ended } => bytes = bytes.saturating_sub(ended),
+                // The driver notifies of more; who waits for a completion or the timer need not be told.
+                Next::Empty | Next::Wait => return Ok(()),
+            }
+            requests -= 1;
         }
         if let Some(queue) = self.queue(index) {
             queue.call_again();
@@ -223,74 +231,74 @@ impl Block {
             queue.unpop();
             return Ok(Next::Wait);
         }
-        self.start(index, &chain, request)?;
-        Ok(Next::Started)
+        let ended = self.start(index, &chain, request)?;
+        Ok(Next::Started { ended })
     }
 
-    fn start(&mut self, queue: usize, chain: &Chain, request: Request) -> Result<(), Malformed> {
+    /// Starts a request. The result is how many bytes it has moved already.
+    fn start(&mut self, queue: usize, chain: &Chain, request: Request) -> Result<u64, Malformed> {
         let Some(active) = &mut self.active else {
-            return Ok(());
+            return Ok(0);
         };
-        let (status, written) = match request.work {
-            Work::Answer(status) => (status, 0),
-            Work::GetId(buffers) => (Status::Ok, copy(&active.ram, &self.serial, &buffers)),
+        let Request { status, work } = request;
+        let head = chain.head();
+        match work {
+            Work::Answer(answer) => self.answer(queue, head, status, answer, 0)?,
+            Work::GetId(buffers) => {
+                let written = copy(&active.ram, &self.serial, &buffers);
+                self.answer(queue, head, status, Status::Ok, written)?;
+            }
             Work::Host(operation) => {
-                let token = active.next_token;
-                let (what, written) = match &operation {
-                    Operation::Read { buffers, .. } => ("read", total(buffers)),
-                    Operation::Write { .. } => ("write", 0),
-                    Operation::Flush => ("flush", 0),
-                    Operation::Discard { .. } => ("discard", 0),
-                    Operation::WriteZeroes { .. } => ("write zeroes", 0),
+                let (what, written, writes) = match &operation {
+                    Operation::Read { buffers, .. } => ("read", total(buffers), false),
+                    Operation::Write { .. } => ("write", 0, true),
+                    Operation::Flush => ("flush", 0, false),
+                    Operation::Discard { .. } => ("discard", 0, false),
+                    Operation::WriteZeroes { .. } => ("write zeroes", 0, true),
                 };
-                let writes = matches!(
-                    operation,
-                    Operation::Write { .. } | Operation::WriteZeroes { .. }
-                );
-                match self.disk.submit(token, &active.ram, operation) {
-                    Ok(()) => {
-                        active.next_token = active.next_token.wrapping_add(1);
-                        let pending = Pending {
-                            queue,
-                            head: chain.head(),
-                            status: request.status,
-                            what,
-                            written,
-                            flush: writes && !self.state.writeback,
-                        };
-                        active.pending.insert(token, pending);
-                        active.count(queue, |running| running.saturating_add(1));
-                        return Ok(());
-                    }
-                    Err(error) => {
-                        self.warn(what, &error);
-                        (Status::IoErr, 0)
-                    }
+                let pending = Pending {
+                    queue,
+                    head,
+                    status,
+                    what,
+                    written,
+                    flush: writes && !self.state.writeback,
+                };
+                active.enter(queue);
+                let moves = moved(&operation);
+                if self.go_on(pending, operation)? {
+                    return Ok(moves);
                 }
             }
-        };
-        self.answer(queue, chain.head(), request.status, status, written)
+        }
+        Ok(0)
     }
 
-    /// Goes on with a request whose operation has ended.
-    fn finish(&mut self, completion: Completion) -> Result<Option<usize>, Malformed> {
+    /// Starts an operation for a request; if it has ended then, goes on with the request. The result is whether the
+    /// request has been handed back.
+    fn go_on(&mut self, pending: Pending, operation: Operation) -> Result<bool, Malformed> {
         let Some(active) = &mut self.active else {
-            return Ok(None);
+            return Ok(false);
         };
-        let Some(mut pending) = active.pending.remove(&completion.token) else {
-            return Ok(None);
-        };
-        let mut result = completion.result;
-        if result.is_ok() && pending.flush {
-            let flush = Operation::Flush;
-            result = self.disk.submit(completion.token, &active.ram, flush);
-            pending.flush = false;
-            if result.is_ok() {
-                active.pending.insert(completion.token, pending);
-                return Ok(None);
+        let entry = active.pending.vacant_entry();
+        let token = entry.key() as u64;
+        match self.disk.submit(token, &active.ram, operation) {
+            Poll::Ready(result) => self.end(pending, result),
+            Poll::Pending => {
+                entry.insert(pending);
+                Ok(false)
             }
         }
-        active.count(pending.queue, |running| running.saturating_sub(1));
+    }
+
+    /// Goes on with a request whose operation has ended. The result is whether it has been handed back.
+    fn end(&mut self, mut pending: Pending, result: io::Result<()>) -> Result<bool, Malformed> {
+        if result.is_ok() && std::mem::take(&mut pending.flush) {
+            return self.go_on(pending, Operation::Flush);
+        }
+        if let Some(active) = &mut self.active {
+            active.leave(pending.queue);
+        }
         let status = match result {
             Ok(()) => Status::Ok,
             Err(error) => {
@@ -305,7 +313,32 @@ impl Block {
             status,
             pending.written,
         )?;
-        Ok(Some(pending.queue))
+        Ok(true)
+    }
+
+    /// Tells the host of what has been started, and goes on with all requests whose operations have ended.
+    fn finish_all(&mut self) -> Result<(), Malformed> {
+        loop {
+            let completions = self.disk.proceed();
+            if completions.is_empty() {
+                break;
+            }
+            for Completion { token, result } in completions {
+                let token = usize::try_from(token).unwrap_or(usize::MAX);
+                let active = self.active.as_mut();
+                if let Some(pending) = active.and_then(|active| active.pending.try_remove(token)) {
+                    self.end(pending, result)?;
+                }
+            }
+        }
+        let queues = self.active.iter_mut().flat_map(|active| &mut active.queues);
+        let mut queues = queues.flatten();
+        if self.disk.is_stuck()
+            && let Some(queue) = queues.next()
+        {
+            queue.call_again();
+        }
+        Ok(())
     }
 
     /// Hands a request back, with `written` bytes in its buffers if it succeeded.
@@ -333,6 +366,12 @@ impl Block {
             Some(Some(queue)) => queue.push_used(head, written),
             _ => Ok(()),
         }
+    }
+
+    /// Interrupts the driver if it wants to know of what has been handed back.
+    fn notify_all(&mut self) -> Result<(), Malformed> {
+        let queues = self.active.iter_mut().flat_map(|active| &mut active.queues);
+        queues.flatten().try_for_each(VirtQueue::notify)
     }
 
     fn queue(&mut self, index: usize) -> Option<&mut VirtQueue> {
@@ -363,16 +402,32 @@ impl Block {
 
 /// What became of the next request of a queue.
 enum Next {
-    Started,
+    /// So many bytes of it have been moved already.
+    Started {
+        ended: u64,
+    },
     Empty,
     /// It is there, but may not start yet.
     Wait,
 }
 
 impl Active {
-    fn count(&mut self, queue: usize, change: impl FnOnce(u16) -> u16) {
-        if let Some(running) = self.running.get_mut(queue) {
-            *running = change(*running);
+    /// One of the requests under way ends. A queue that had as many as it may is looked at again.
+    fn leave(&mut self, index: usize) {
+        if let (Some(Some(queue)), Some(running)) =
+            (self.queues.get(index), self.running.get_mut(index))
+        {
+            if *running >= queue.size() {
+                queue.call_again();
+            }
+            *running = running.saturating_sub(1);
+        }
+    }
+
+    /// One more request is under way.
+    fn enter(&mut self, index: usize) {
+        if let Some(running) = self.running.get_mut(index) {
+            *running = running.saturating_add(1);
         }
     }
 }
@@ -411,6 +466,10 @@ impl VirtioDevice for Block {
         &self.sizes
     }
 
+    fn wants_own_worker(&self) -> bool {
+        self.own_worker
+    }
+
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let config = self.config();
@@ -440,20 +499,16 @@ impl VirtioDevice for Block {
             running: vec![0; activation.queues.len()],
             ram: activation.ram,
             queues: activation.queues,
-            pending: BTreeMap::new(),
-            next_token: 0,
+            pending: Slab::new(),
         });
     }
 
     fn process(&mut self, queue: usize) -> Result<(), Malformed> {
         let result = self.start_all(queue);
         // Those before a malformed request were good.
-        self.disk.kick();
+        self.finish_all()?;
         result?;
-        match self.queue(queue) {
-            Some(queue) => queue.notify(),
-            None => Ok(()),
-        }
+        self.notify_all()
     }
 
     fn sources(&self) -> Vec<Arc<OwnedFd>> {
@@ -476,16 +531,8 @@ impl VirtioDevice for Block {
             }
             return (0..self.sizes.len()).try_for_each(|queue| self.process(queue));
         }
-        let mut touched = BTreeSet::new();
-        for completion in self.disk.completed() {
-            touched.extend(self.finish(completion)?);
-        }
-        // Flushes after writes.
-        self.disk.kick();
-        // A queue that had as much under way as it may has room again.
-        touched
-            .into_iter()
-            .try_for_each(|queue| self.process(queue))
+        self.finish_all()?;
+        self.notify_all()
     }
 
     fn reset(&mut self) {

@@ -9,6 +9,9 @@
 //! This card only negotiates and queues. The header passes through to the backend (see [`crate::backend::net`]), which
 //! offers offloads if it knows what to do with them. `receive` and `transmit` have a half of the data path each.
 //!
+//! A card may have rate limits, the same for each direction. A frame that may not pass yet waits where it is, in the
+//! driver's queue or the host's, and is not lost.
+//!
 //! Snapshots: between calls the card holds no requests, so the positions of its queues are all there is to save of
 //! them. A frame that waits for buffers is lost, as frames on a wire are.
 
@@ -19,11 +22,14 @@ mod transmit;
 
 pub use mac::Mac;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::backend::net::{self as host, NetBackend, Offloads};
+use crate::backend::rate::Limits;
 use crate::bus::{RestoreError, SavedState};
+use crate::virtio::dev::throttle::Throttle;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{Activation, INTERRUPT_CONFIG, Interrupt, Malformed, VirtioDevice};
 use crate::worker::{Interest, Readiness};
@@ -103,9 +109,11 @@ pub struct Net {
     name: String,
     mac: Mac,
     queue_sizes: Vec<u16>,
+    own_worker: bool,
 
     // Runtime glue.
     backend: Box<dyn NetBackend>,
+    throttles: Option<Throttles>,
     /// Down for good once the backend has failed.
     link_up: bool,
     active: Option<Active>,
@@ -120,6 +128,12 @@ struct Active {
     interrupt: Arc<Interrupt>,
     pairs: Vec<Pair>,
     control: Option<VirtQueue>,
+}
+
+/// The limits of both directions.
+struct Throttles {
+    receive: Throttle,
+    transmit: Throttle,
 }
 
 struct Pair {
@@ -139,7 +153,9 @@ impl Net {
             name: format!("NET{index}"),
             mac,
             queue_sizes,
+            own_worker: false,
             backend,
+            throttles: None,
             link_up: true,
             active: None,
             state: State {
@@ -147,6 +163,24 @@ impl Net {
                 counters: Counters::default(),
             },
         }
+    }
+
+    /// Limits each direction to so many bytes and frames a second, in all pairs together. Headers do not count.
+    ///
+    /// # Errors
+    /// When the host has no timers for it.
+    pub fn limited(mut self, limits: Limits) -> io::Result<Net> {
+        self.throttles = match (Throttle::new(limits)?, Throttle::new(limits)?) {
+            (Some(receive), Some(transmit)) => Some(Throttles { receive, transmit }),
+            _ => None,
+        };
+        Ok(self)
+    }
+
+    /// Whether the card shall have an event loop of its own, on a thread of its own.
+    pub fn on_own_worker(mut self, own: bool) -> Net {
+        self.own_worker = own;
+        self
     }
 
     /// What the card has done so far.
@@ -176,7 +210,13 @@ impl Net {
                 }),
                 backend,
                 counters,
-            ) => receive.run(backend, pair, counters),
+                throttles,
+            ) => receive.run(
+                backend,
+                pair,
+                counters,
+                throttles.map(|throttles| &mut throttles.receive),
+            ),
             _ => Ok(()),
         };
         self.conclude(result)
@@ -195,7 +235,13 @@ impl Net {
                 }),
                 backend,
                 counters,
-            ) => transmit.run(link_up.then_some(backend), pair, counters),
+                throttles,
+            ) => transmit.run(
+                link_up.then_some(backend),
+                pair,
+                counters,
+                throttles.map(|throttles| &mut throttles.transmit),
+            ),
             _ => Ok(()),
         };
         self.conclude(result)
@@ -208,12 +254,18 @@ impl Net {
         Option<&mut Pair>,
         &mut (dyn NetBackend + 'static),
         &mut Counters,
+        Option<&mut Throttles>,
     ) {
         let found = self
             .active
             .as_mut()
             .and_then(|active| active.pairs.get_mut(usize::from(pair)));
-        (found, &mut *self.backend, &mut self.state.counters)
+        (
+            found,
+            &mut *self.backend,
+            &mut self.state.counters,
+            self.throttles.as_mut(),
+        )
     }
 
     fn control(&mut self) -> Result<(), Malformed> {
@@ -274,6 +326,18 @@ impl Net {
         true
     }
 
+    /// The timer of a direction's limit has gone off.
+    fn go_on(&mut self, receiving: bool) -> Result<(), Malformed> {
+        if let Some(Throttles { receive, transmit }) = &self.throttles {
+            let timer = if receiving { receive } else { transmit };
+            timer.acknowledge();
+        }
+        (0..self.state.pairs).try_for_each(|pair| match receiving {
+            true => self.receive(pair),
+            false => self.transmit(pair),
+        })
+    }
+
     /// Passes on what the driver did wrong. If it was the host, the link goes down.
     fn conclude(&mut self, result: Result<(), Failure>) -> Result<(), Malformed> {
         match result {
@@ -328,6 +392,10 @@ impl VirtioDevice for Net {
 
     fn queue_sizes(&self) -> &[u16] {
         &self.queue_sizes
+    }
+
+    fn wants_own_worker(&self) -> bool {
+        self.own_worker
     }
 
     /// `mac`, `status`, `max_virtqueue_pairs` (§5.1.4).
@@ -412,8 +480,17 @@ impl VirtioDevice for Net {
         }
     }
 
+    /// The descriptors of all pairs, and the timers of the limits.
     fn sources(&self) -> Vec<Arc<OwnedFd>> {
-        self.backend.descriptors()
+        let timers = self.throttles.iter().flat_map(|throttles| {
+            let Throttles { receive, transmit } = throttles;
+            [receive.timer(), transmit.timer()]
+        });
+        self.backend
+            .descriptors()
+            .into_iter()
+            .chain(timers)
+            .collect()
     }
 
     fn interests(&self) -> Vec<Interest> {
@@ -437,13 +514,21 @@ impl VirtioDevice for Net {
             }
             interest
         };
-        (0..self.pairs()).map(interest).collect()
+        let timer = match self.active {
+            Some(_) => Interest::READ,
+            None => Interest::NONE,
+        };
+        let timers = self.throttles.iter().flat_map(|_| [timer; 2]);
+        (0..self.pairs()).map(interest).chain(timers).collect()
     }
 
     fn ready(&mut self, source: usize, readiness: Readiness) -> Result<(), Malformed> {
         let Ok(pair) = u16::try_from(source) else {
             return Ok(());
         };
+        if pair >= self.pairs() {
+            return self.go_on(pair == self.pairs());
+        }
         if readiness.contains(Interest::WRITE) && self.link_up {
             let flushed = self.backend.flush(pair);
             self.conclude(flushed.map_err(Failure::Host))?;
@@ -461,6 +546,10 @@ impl VirtioDevice for Net {
         // A backend that cannot go back to its beginnings cannot be started again either, and says so then.
         let _ = self.backend.accept_offloads(Offloads::default());
         let _ = self.backend.use_pairs(1);
+        if let Some(Throttles { receive, transmit }) = &self.throttles {
+            receive.stop();
+            transmit.stop();
+        }
     }
 
     fn save(&self) -> SavedState {

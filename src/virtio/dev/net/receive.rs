@@ -14,6 +14,7 @@ use super::{Counters, Failure};
 use crate::backend::net::{FRAME_MAX, FRAME_MIN, NetBackend, PIECES_MAX, Piece};
 use crate::mem::{Bytes, GuestRam};
 use crate::virtio::Malformed;
+use crate::virtio::dev::throttle::Throttle;
 use crate::virtio::queue::{Chain, VirtQueue};
 
 /// Frames taken in one turn of the event loop, so that a flood leaves other devices their turns.
@@ -39,6 +40,8 @@ pub(super) struct Receive {
     manner: Manner,
     /// There are not enough buffers, and the driver has been asked to notify when there are more.
     starved: bool,
+    /// The rate limit has been reached, and its timer will go off.
+    limited: bool,
     /// A frame that needs more buffers than there are.
     waiting: Vec<u8>,
     /// How long the next frame probably is: as long as the last.
@@ -60,6 +63,8 @@ enum Next {
     /// The host has no frame.
     Nothing,
     NoBuffers,
+    /// No frame may be taken yet.
+    Limited,
 }
 
 impl Receive {
@@ -68,6 +73,7 @@ impl Receive {
             queue,
             manner,
             starved: false,
+            limited: false,
             waiting: Vec::new(),
             expected: ORDINARY,
             // One byte more than the longest frame, so that a longer one shows.
@@ -77,7 +83,7 @@ impl Receive {
 
     /// Whether a frame could be taken from the host.
     pub(super) fn wants_frames(&self) -> bool {
-        !self.starved
+        !self.starved && !self.limited
     }
 
     /// Takes what frames there are.
@@ -86,11 +92,12 @@ impl Receive {
         backend: &mut dyn NetBackend,
         pair: u16,
         counters: &mut Counters,
+        mut throttle: Option<&mut Throttle>,
     ) -> Result<(), Failure> {
         let ram = self.queue.ram().clone();
         let mut posted = Posted::default();
         self.queue.disable_notification()?;
-        let result = self.turn(&ram, &mut posted, backend, pair, counters);
+        let result = self.turn(&ram, &mut posted, backend, pair, counters, &mut throttle);
         for _ in posted.chains {
             self.queue.unpop();
         }
@@ -105,15 +112,21 @@ impl Receive {
         backend: &mut dyn NetBackend,
         pair: u16,
         counters: &mut Counters,
+        throttle: &mut Option<&mut Throttle>,
     ) -> Result<(), Failure> {
         let mut frames = 0_u32;
         self.starved = false;
+        self.limited = false;
         // What waits in this process does not make the descriptor ready, so it is not left for another turn.
         while frames < FRAMES_PER_TURN || backend.has_received(pair) || !self.waiting.is_empty() {
             frames = frames.saturating_add(1);
-            match self.next(ram, posted, backend, pair, counters)? {
+            match self.next(ram, posted, backend, pair, counters, throttle)? {
                 Next::Done => {}
                 Next::Nothing => break,
+                Next::Limited => {
+                    self.limited = true;
+                    break;
+                }
                 Next::NoBuffers => {
                     if !self.queue.enable_notification()? {
                         self.starved = true;
@@ -133,8 +146,15 @@ impl Receive {
         backend: &mut dyn NetBackend,
         pair: u16,
         counters: &mut Counters,
+        throttle: &mut Option<&mut Throttle>,
     ) -> Result<Next, Failure> {
         if self.waiting.is_empty() {
+            if throttle
+                .as_mut()
+                .is_some_and(|throttle| !throttle.is_open())
+            {
+                return Ok(Next::Limited);
+            }
             posted.gather(&mut self.queue, self.expected, self.manner.merge)?;
             if posted.chains.is_empty() {
                 return Ok(Next::NoBuffers);
@@ -143,6 +163,9 @@ impl Receive {
             let Some(len) = backend.receive(pair, ram, &pieces, &mut self.spill)? else {
                 return Ok(Next::Nothing);
             };
+            if let Some(throttle) = throttle {
+                throttle.charge(len.saturating_sub(HEADER as usize) as u64);
+            }
             self.expected = len.max(ORDINARY);
             if !(FRAME_MIN..=FRAME_MAX).contains(&len) || (len > posted.room && !self.manner.merge)
             {

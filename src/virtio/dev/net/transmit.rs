@@ -1,11 +1,13 @@
 //! The transmit queue: the driver's frames to the host (virtio 1.3 §5.1.6.2).
 //!
 //! A request is a header and a frame, in one buffer or several. They go to the backend from where they lie. When the
-//! backend has no room, the request stays in the queue until it has.
+//! backend has no room, the request stays in the queue until it has; when a rate limit has been reached, until its timer
+//! goes off.
 
 use super::{Counters, Failure};
 use crate::backend::net::{FRAME_MAX, FRAME_MIN, HEADER_LEN, NetBackend, Piece, Sent};
 use crate::virtio::Malformed;
+use crate::virtio::dev::throttle::Throttle;
 use crate::virtio::queue::{Chain, VirtQueue};
 
 /// Frames sent in one turn of the event loop, so that a flood leaves other devices their turns.
@@ -37,6 +39,7 @@ impl Transmit {
         mut backend: Option<&mut (dyn NetBackend + 'static)>,
         pair: u16,
         counters: &mut Counters,
+        mut throttle: Option<&mut Throttle>,
     ) -> Result<(), Failure> {
         self.waiting = false;
         self.queue.disable_notification()?;
@@ -59,13 +62,25 @@ impl Transmit {
                 }
                 break Ok(());
             };
+            // Without a backend, there is nothing to limit.
+            let limit = throttle.as_mut().filter(|_| backend.is_some());
+            if limit.is_some_and(|limit| !limit.is_open()) {
+                self.queue.unpop();
+                break Ok(());
+            }
             match send(&mut backend, pair, &self.queue, &chain) {
                 Ok(Sent::NoRoom) => {
                     self.queue.unpop();
                     self.waiting = true;
                     break Ok(());
                 }
-                Ok(Sent::Whole) => counters.sent = counters.sent.saturating_add(1),
+                Ok(Sent::Whole) => {
+                    counters.sent = counters.sent.saturating_add(1);
+                    if let Some(throttle) = &mut throttle {
+                        let len = chain.readable_len() as usize;
+                        throttle.charge(len.saturating_sub(HEADER_LEN) as u64);
+                    }
+                }
                 Ok(Sent::Refused) => {
                     counters.transmit_dropped = counters.transmit_dropped.saturating_add(1);
                 }

@@ -158,6 +158,11 @@ impl MmioTransport {
         Ok(())
     }
 
+    /// Whether the device wants an event loop of its own.
+    pub fn wants_own_worker(&self) -> bool {
+        self.lock().device.wants_own_worker()
+    }
+
     /// Ends whatever the device has under way. To be called when no vCPU runs any more.
     pub fn stop(&self) {
         let mut state = self.lock();

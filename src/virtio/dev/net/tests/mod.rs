@@ -1,5 +1,6 @@
 //! The card between a driver and a host: a tap in a namespace of its own, passt, or the other end of a socket.
 
+mod limits;
 mod on_a_host;
 mod on_a_stream;
 

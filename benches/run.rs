@@ -1,0 +1,121 @@
+//! A command in a guest on the host's own files, from process start to process end: `sarang run -- CMD`, and
+//! `qemu-system-x86_64 -M microvm` with the host's root over virtiofsd, an overlay above it and the same kernel,
+//! alternately in one run. The command is `true` on the small kernel and on Debian's, and then a `find` and a C build on the
+//! small one. Run it with `cargo bench --bench run`; the guests run inside `scripts/kvm-anywhere`.
+//!
+//! QEMU's guest has an initramfs with busybox and the modules, and powers off by itself; sarang's has its own init.
+
+#[allow(dead_code)]
+mod machines;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use machines::{Comparison, Vmm};
+
+const RUNS: usize = 5;
+const FIND: &str = "find /usr/include -type f | wc -l";
+const BUILD: &str = "cd /tmp; i=0; while [ $i -lt 5 ]; do
+    printf '#include <stdio.h>\\nint main(void) { return puts(\"hi\") < 0; }\\n' >$i.c; cc -O2 -c -o $i.o $i.c; i=$((i + 1)); done";
+
+fn main() {
+    match machines::inside() {
+        Some(assets) => compare(&assets),
+        None => machines::go_inside(&[
+            machines::asset("build-guest-kernel", "SARANG_GUEST_KERNEL"),
+            machines::asset("guest-assets", "SARANG_KERNEL_61"),
+            machines::asset("guest-assets", "SARANG_KERNEL_61_MODULES"),
+            machines::asset("guest-assets", "SARANG_INITRD"),
+        ]),
+    }
+}
+
+/// Mounts the host's root below an overlay in memory, runs the command there, and powers off.
+fn script(command: &str) -> String {
+    format!(
+        "mkdir -p /lower /layer /host; mount -t virtiofs root /lower; mount -t tmpfs layer /layer
+        mkdir /layer/upper /layer/work
+        mount -t overlay -o lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work none /host
+        mount -o bind /dev /host/dev; mount -t proc proc /host/proc; mount -t tmpfs tmp /host/tmp
+        PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot /host sh -c '{command}'"
+    )
+}
+
+fn sarang(kernel: &Path, command: &str) -> Command {
+    let mut line = Command::new(env!("CARGO_BIN_EXE_sarang"));
+    line.args([
+        "run",
+        "--timeout",
+        "120s",
+        "-c",
+        "2",
+        "-m",
+        "512M",
+        "--user",
+        "root",
+        "-k",
+    ])
+    .arg(kernel)
+    .args(["--", "sh", "-c", command]);
+    line
+}
+
+/// Milliseconds that a command takes; `None` if it fails.
+fn time(mut command: Command) -> Option<f64> {
+    let begin = Instant::now();
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .ok()?;
+    status
+        .success()
+        .then(|| begin.elapsed().as_secs_f64() * 1000.0)
+}
+
+fn compare(assets: &[PathBuf]) {
+    let [small, debian, modules, busybox] = assets else {
+        panic!("kernels, modules and an initramfs");
+    };
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let plain = vec![busybox.clone()];
+    let with_modules = vec![busybox.clone(), modules.clone()];
+    let workloads = [
+        ("true, small kernel", small, &plain, "true"),
+        ("true, Debian's kernel", debian, &with_modules, "true"),
+        ("find /usr/include", small, &plain, FIND),
+        ("compile 5 C files", small, &plain, BUILD),
+    ];
+    println!(
+        "a command, process start to process end, median of {RUNS}, and how many times better sarang is:"
+    );
+    for (number, (name, kernel, parts, command)) in workloads.into_iter().enumerate() {
+        let mut figures = Comparison::new(name, "ms", false);
+        let directory = scratch.path().join(number.to_string());
+        std::fs::create_dir(&directory).expect("room");
+        let initrd = machines::initrd(&directory, parts, &script(&command.replace('\'', "'\\''")));
+        for run in 0..RUNS {
+            for vmm in Vmm::BOTH {
+                let taken = match vmm {
+                    Vmm::Sarang => time(sarang(kernel, command)),
+                    Vmm::Qemu => {
+                        let socket = directory.join(format!("virtiofsd{run}"));
+                        let Some(daemon) = machines::Virtiofsd::start(&socket, Path::new("/"))
+                        else {
+                            continue;
+                        };
+                        let mut line = vmm.linux(kernel, &initrd);
+                        line.extend(daemon.flags("root"));
+                        let mut command = Command::new(&line[0]);
+                        command.args(&line[1..]);
+                        time(command)
+                    }
+                };
+                figures.add(vmm, taken);
+            }
+        }
+        figures.print();
+    }
+}
