@@ -28,7 +28,7 @@ const OUTPUT_MAX: usize = 128 << 10;
 /// Bytes of each frame by which the VMM asks for something.
 const ASKED: usize = 512;
 
-// Kinds of frames, and steps: what is none of these kinds is a step of the VMM's own.
+// Steps: three of the guest, which writes, and the others of the VMM.
 const RAW: u8 = 0;
 const FRAME: u8 = 1;
 const DATA: u8 = 2;
@@ -217,11 +217,11 @@ impl Channel {
                 let (rows, columns) = (source.u16(), source.u16());
                 self.host.resize(source.id(), WindowSize { rows, columns });
             }
-            // SHUT_DOWN
-            _ => {
+            SHUT_DOWN => {
                 self.asked += ASKED;
                 self.host.shut_down();
             }
+            _ => {}
         }
         self.check();
     }

@@ -48,7 +48,7 @@ impl Sink {
         Arc::clone(&self.fd)
     }
 
-    /// Writes some of `bytes`, at most [`PIPE_BUF`] where it might wait for more, without waiting.
+    /// Writes some of `bytes`, at most `PIPE_BUF` where it might wait for more, without waiting.
     ///
     /// # Errors
     /// `EAGAIN` when it would wait, and what `write(2)` says.
