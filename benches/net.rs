@@ -11,7 +11,7 @@ use std::process::Command;
 
 use machines::{Comparison, Vmm};
 
-const RUNS: usize = 5;
+const RUNS: usize = 3;
 
 const SETUP: &str = "set -e; ip link set lo up
     ip tuntap add mode tap name wire vnet_hdr; ip addr add 10.55.0.1/24 dev wire; ip link set wire up

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use machines::{Comparison, Vmm};
 
-const RUNS: usize = 5;
+const RUNS: usize = 3;
 const FIND: &str = "find /usr/include -type f | wc -l";
 const BUILD: &str = "cd /tmp; i=0; while [ $i -lt 5 ]; do
     printf '#include <stdio.h>\\nint main(void) { return puts(\"hi\") < 0; }\\n' >$i.c; cc -O2 -c -o $i.o $i.c; i=$((i + 1)); done";

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use machines::{Comparison, Virtiofsd, Vmm};
 
-const RUNS: usize = 5;
+const RUNS: usize = 3;
 const DIRECTORIES: usize = 60;
 /// In each directory.
 const FILES: usize = 25;
