@@ -23,10 +23,10 @@ const SETUP: &str = "set -e; ip link set lo up
 const SCRIPT: &str = r#"
 ip link set lo up; ip addr add 10.55.0.2/24 dev eth0; ip link set eth0 up
 ping -c 3 10.55.0.1 >/dev/null
-ping -c 200 -i 0.01 10.55.0.1 | awk -F/ '/round-trip/ { print "result ping " $4 * 1000 }'
+ping -c 100 -i 0.01 10.55.0.1 | awk -F/ '/round-trip/ { print "result ping " $4 * 1000 }'
 speed() { awk -v what="$1" '/"sum_received"/ { found = 1 } found && /bits_per_second/ { gsub(/[^0-9.e+]/, "", $2); print "result " what " " $2 / 1e6; exit }'; }
-LD_LIBRARY_PATH=/lib iperf3 -J -c 10.55.0.1 -p 5201 -n 300M | speed "TCP to the host"
-LD_LIBRARY_PATH=/lib iperf3 -J -c 10.55.0.1 -p 5202 -n 300M -R | speed "TCP from the host"
+LD_LIBRARY_PATH=/lib iperf3 -J -c 10.55.0.1 -p 5201 -n 60M | speed "TCP to the host"
+LD_LIBRARY_PATH=/lib iperf3 -J -c 10.55.0.1 -p 5202 -n 60M -R | speed "TCP from the host"
 "#;
 
 fn main() {

@@ -12,7 +12,7 @@ use std::process::Command;
 use machines::{Comparison, Virtiofsd, Vmm};
 
 const RUNS: usize = 3;
-const DIRECTORIES: usize = 60;
+const DIRECTORIES: usize = 20;
 /// In each directory.
 const FILES: usize = 25;
 

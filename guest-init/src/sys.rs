@@ -118,6 +118,7 @@ unsafe extern "C" {
     fn sigemptyset(set: *mut SignalSet) -> c_int;
     fn sigaddset(set: *mut SignalSet, signal: c_int) -> c_int;
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
+    fn signal(signal: c_int, handler: usize) -> usize;
     fn signalfd(fd: c_int, set: *const SignalSet, flags: c_int) -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
@@ -437,10 +438,12 @@ pub struct Start<'a> {
 }
 
 /// Lets `process`, of which only the directory and the standard streams count, become `start`: in a session of its own
-/// and with no signal blocked. Unlike the standard library, this does not hand to a shell what is no program.
+/// and with no signal blocked or ignored. Unlike the standard library, this does not hand to a shell what is no program.
 pub fn prepare(process: &mut std::process::Command, start: &Start<'_>) -> io::Result<()> {
     const TIOCSCTTY: c_ulong = 0x540e;
     const SIG_SETMASK: c_int = 2;
+    const SIG_DFL: usize = 0;
+    const LAST_SIGNAL: c_int = 64;
     let program = c_string(start.program)?;
     let arguments = start.arguments.iter().map(|text| c_string(text));
     let arguments = arguments.collect::<io::Result<Vec<CString>>>()?;
@@ -463,6 +466,10 @@ pub fn prepare(process: &mut std::process::Command, start: &Start<'_>) -> io::Re
             // The standard library leaves the signals blocked that this process reads from a descriptor.
             let none = SignalSet([0; 16]);
             check(sigprocmask(SIG_SETMASK, &none, std::ptr::null_mut()))?;
+            // What whoever started this process ignored is not to be ignored by the command. Two signals cannot be set.
+            for number in 1..=LAST_SIGNAL {
+                signal(number, SIG_DFL);
+            }
             check(setsid())?;
             if terminal {
                 check(ioctl(0, TIOCSCTTY, 0))?;
