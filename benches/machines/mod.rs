@@ -73,11 +73,11 @@ impl Vmm {
         let words = "console=ttyS0 reboot=a panic=-1 quiet";
         let line = match self {
             Vmm::Sarang => format!(
-                "{} run -c 2 -m 512M --timeout 120s -k {kernel} -i {initrd} -p quiet",
+                "{} run -c 2 -m 512M --timeout 30s -k {kernel} -i {initrd} -p quiet",
                 env!("CARGO_BIN_EXE_sarang")
             ),
             Vmm::Qemu => format!(
-                "timeout 120 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
+                "timeout 30 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
                  -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot -serial stdio \
                  -kernel {kernel} -initrd {initrd} -append"
             ),
