@@ -54,14 +54,14 @@ fn shared_directories_are_mounted_read_and_written() {
         fs::create_dir(directory).unwrap();
         fs::write(directory.join("greeting"), "from the host\n").unwrap();
     }
-    let script = "mkdir /work /data; mount -t virtiofs work /work; mount -t virtiofs d /data
-        cat /work/greeting; touch /data/new || echo refused=$(cat /data/greeting)
-        head -c 10000000 /dev/urandom >/work/random; sum=$(sha256sum </work/random)
-        mkdir /work/many; for i in $(seq 200); do echo $i >/work/many/$i; done
-        ln -s ../many /work/many/link; mkfifo /work/fifo; echo through >/work/fifo & cat /work/fifo
-        umount /work; echo 3 >/proc/sys/vm/drop_caches; mount -t virtiofs work /work
-        [ \"$sum\" = \"$(sha256sum </work/random)\" ] && echo same=yes
-        echo files=$(ls /work/many | wc -l); rm -r /work/many; echo done >/work/result";
+    let script = "mkdir /mine /theirs; mount -t virtiofs work /mine; mount -t virtiofs d /theirs
+        cat /mine/greeting; touch /theirs/new || echo refused=$(cat /theirs/greeting)
+        head -c 10000000 /dev/urandom >/mine/random; sum=$(sha256sum </mine/random)
+        mkdir /mine/many; for i in $(seq 200); do echo $i >/mine/many/$i; done
+        ln -s ../many /mine/many/link; mkfifo /mine/fifo; echo through >/mine/fifo & cat /mine/fifo
+        umount /mine; echo 3 >/proc/sys/vm/drop_caches; mount -t virtiofs work /mine
+        [ \"$sum\" = \"$(sha256sum </mine/random)\" ] && echo same=yes
+        echo files=$(ls /mine/many | wc -l); rm -r /mine/many; echo done >/mine/result";
     let text = Guest::new(Kernel::Small, script)
         .flags(&["-c", "2", "--share", work.to_str().unwrap()])
         .flags(&["--share", &format!("{},tag=d,ro", data.display())])

@@ -1,3 +1,5 @@
+//! The host's sockets of a vsock, with real programs' ends: listening, greeting, and what a directory is left with.
+
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 

@@ -1,3 +1,5 @@
+//! A balloon under a driver: pages that go back to the host, the target, statistics, and requests that are too large.
+
 use super::*;
 use crate::mem::Bytes;
 use crate::virtio::driver::Driver;
