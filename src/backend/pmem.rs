@@ -221,6 +221,7 @@ fn watch(path: &Path) -> Result<OwnedFd, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::children;
 
     fn options(path: &Path) -> Options {
         Options {
@@ -278,6 +279,7 @@ mod tests {
             format: Format::Raw,
             depth: 1,
         };
+        let _closing = children::none();
         let writer = File::open(&options(&path)).unwrap();
         assert!(refusal(&options(&path)).contains("in use"));
         assert!(refusal(&reading).contains("in use"));

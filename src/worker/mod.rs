@@ -11,6 +11,8 @@
 //! with [`Interest::NONE`]), or the loop would spin. A descriptor without interest is taken out of the
 //! epoll set altogether, because epoll reports hang-ups and errors even to those who asked for nothing.
 
+#[cfg(test)]
+pub(crate) mod children;
 pub mod signals;
 pub mod threads;
 

@@ -144,6 +144,7 @@ fn handle(signal: libc::c_int) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::children;
     use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
     use rustix::termios::{LocalModes, tcgetattr};
     use std::os::unix::process::ExitStatusExt;
@@ -190,6 +191,7 @@ mod tests {
             .map(|signal| (signal.to_string(), Some(signal)))
             .chain([("panic".to_owned(), None), ("drop".to_owned(), None)]);
         for (way, signal) in ways {
+            let _child = children::some();
             let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
             let master = openpt(flags).unwrap();
             grantpt(&master).unwrap();

@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::*;
+use crate::worker::children;
 
 pub(super) fn options(path: &Path) -> Options {
     Options {
@@ -81,6 +82,7 @@ fn what_open_says_becomes_advice() {
 
 #[test]
 fn an_image_has_one_writer_or_any_number_of_readers() {
+    let _closing = children::none();
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("disk.img");
     std::fs::write(&path, [0; 1024]).unwrap();
@@ -111,7 +113,9 @@ fn a_disk_checks_what_it_is_asked_for() {
         let refused = disk.submit(0, &ram, Operation::Discard { offset, len });
         assert!(matches!(refused, Poll::Ready(Err(_))));
     }
+    let closing = children::none();
     drop(disk);
+    drop(closing);
     let read_only = Options {
         read_only: true,
         ..options(&path)

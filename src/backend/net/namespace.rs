@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use crate::worker::children;
+
 /// Set in the process that runs inside.
 const INSIDE: &str = "SARANG_TEST_IN_NAMESPACE";
 
@@ -22,6 +24,7 @@ pub(crate) fn entered(test: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
+    let _child = children::some();
     let output = command
         .arg(std::env::current_exe().unwrap())
         .args([test, "--exact", "--nocapture", "--test-threads=1"])
@@ -38,6 +41,7 @@ pub(crate) fn entered(test: &str) -> bool {
 /// Runs one command, without a shell.
 pub(crate) fn run(command: &str) {
     let mut words = command.split_whitespace();
+    let _child = children::some();
     let output = Command::new(words.next().unwrap())
         .args(words)
         .output()

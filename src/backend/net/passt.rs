@@ -309,6 +309,7 @@ fn last_lines(log: &File) -> Option<String> {
 mod tests {
     use super::*;
     use crate::mem;
+    use crate::worker::children;
     use std::io::{Read, Write};
 
     fn ram() -> GuestRam {
@@ -317,6 +318,7 @@ mod tests {
 
     #[test]
     fn a_received_frame_fills_the_pieces_and_then_the_spill() {
+        let _closing = children::none();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut passt = Passt::over(ours).unwrap();
         let ram = ram();

@@ -210,6 +210,7 @@ fn lock(dir: &Path) -> Result<Option<File>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::children;
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
 
@@ -275,6 +276,7 @@ mod tests {
 
     #[test]
     fn a_socket_left_behind_is_replaced_and_a_live_one_is_not() {
+        let _closing = children::none();
         let scratch = tempfile::tempdir().unwrap();
         let place = Place::Given(scratch.path().to_owned());
         let path = scratch.path().join("vsock");

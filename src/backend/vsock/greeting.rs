@@ -51,6 +51,7 @@ fn port(line: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::children;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
@@ -103,6 +104,7 @@ mod tests {
 
     #[test]
     fn a_line_without_end_is_given_up_and_so_is_one_that_breaks_off() {
+        let _closing = children::none();
         let (stream, mut theirs) = pair();
         theirs.write_all(&[b'C'; 1000]).unwrap();
         let mut greeting = Greeting::default();

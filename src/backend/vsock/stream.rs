@@ -191,6 +191,7 @@ impl Stream {
 mod tests {
     use super::*;
     use crate::mem::{self, GuestAddress};
+    use crate::worker::children;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
@@ -233,6 +234,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_has_gone_takes_everything_and_keeps_nothing() {
+        let _closing = children::none();
         let (mut stream, theirs, ram) = pair();
         let pieces = [(GuestAddress(0), 2 << 20)];
         let sent = stream.send(&ram, &pieces);
@@ -247,6 +249,7 @@ mod tests {
 
     #[test]
     fn all_that_was_sent_is_received_before_the_end() {
+        let _closing = children::none();
         let (stream, mut theirs, ram) = pair();
         let pieces = [(GuestAddress(10), 3), (GuestAddress(20), 3)];
         assert_eq!(stream.receive(&ram, &pieces), Received::Nothing);

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use super::*;
+use crate::worker::children;
 
 fn host() -> (tempfile::TempDir, Host) {
     let scratch = tempfile::tempdir().unwrap();
@@ -29,6 +30,7 @@ fn a_program_that_connects_is_told_once_and_accepted() {
     assert!(changes.iter().all(|change| change.token == Some(7)));
     assert!(changes.iter().any(|change| change.readable));
     assert_eq!(host.changes(), [], "each change is told once");
+    let _closing = children::none();
     drop(program);
     assert!(host.changes().iter().all(|change| change.hung_up));
     drop(stream);

@@ -16,6 +16,7 @@ use tar::{EntryType, Header};
 
 use super::stream::digest;
 use super::{Build, Built, Error, Progress, Result, Source};
+use crate::worker::children;
 
 /// Does not end the work.
 pub fn patient(_: &Progress<'_>) -> ControlFlow<()> {
@@ -250,6 +251,7 @@ fn tool(name: &str) -> Command {
 
 /// Has e2fsck look for anything wrong.
 pub fn check(disk: &Path) {
+    let _child = children::some();
     let output = tool("e2fsck").arg("-fn").arg(disk).output().unwrap();
     assert!(
         output.status.success(),
@@ -262,6 +264,7 @@ pub fn check(disk: &Path) {
 /// What debugfs says to a request.
 pub fn debugfs(disk: &Path, request: &[u8]) -> Vec<u8> {
     use std::os::unix::ffi::OsStrExt;
+    let _child = children::some();
     let output = tool("debugfs")
         .args(["-R"])
         .arg(std::ffi::OsStr::from_bytes(request))

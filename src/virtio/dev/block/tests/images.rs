@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use super::*;
+use crate::worker::children;
 
 #[test]
 fn a_direct_disk_reads_and_writes_or_is_refused_with_the_reason() {
@@ -42,6 +43,7 @@ fn a_direct_disk_reads_and_writes_or_is_refused_with_the_reason() {
 }
 
 fn qemu_img(arguments: &[&str]) -> Option<String> {
+    let _child = children::some();
     match Command::new("qemu-img").args(arguments).output() {
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();

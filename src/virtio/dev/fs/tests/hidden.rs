@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::worker::children;
 
 /// A share of what `prepare` puts into the directory, with these names hidden.
 fn rig(hidden: &[&str], prepare: impl FnOnce(&Path)) -> Rig {
@@ -304,6 +305,7 @@ const APART: &str = "SARANG_TEST_MOUNTS";
 #[test]
 fn another_mount_of_a_directory_hides_the_same_names() {
     if std::env::var_os(APART).is_none() {
+        let _child = children::some();
         // Only root can mount, and not in every container.
         let possible = Command::new("unshare").args(["--mount", "true"]).status();
         if !possible.is_ok_and(|status| status.success()) {

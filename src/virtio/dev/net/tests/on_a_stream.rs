@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::backend::net::Passt;
 use crate::mem::{Bytes, GuestAddress};
+use crate::worker::children;
 
 /// A card whose host is the other end of a socket.
 fn over_socket() -> (Net, UnixStream) {
@@ -181,6 +182,7 @@ fn when_the_host_has_no_room_frames_wait_in_the_queue_in_order() {
 
 #[test]
 fn the_link_goes_down_with_the_host_and_the_driver_gets_its_frames_back() {
+    let _closing = children::none();
     let (mut net, theirs) = over_socket();
     let mut driver = start(&mut net, MERGE);
     driver.send(RX, &[], &[2048]);

@@ -9,6 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::RwLockReadGuard;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -18,6 +19,7 @@ use super::*;
 use crate::backend::vsock::Place;
 use crate::virtio::driver::Driver;
 use crate::virtio::{F_EVENT_IDX, F_VERSION_1};
+use crate::worker::children;
 
 const CID: u32 = 7;
 /// Ports of the guest's sockets in these tests.
@@ -39,6 +41,8 @@ struct Guest {
     /// Whether buffers are posted as they are needed.
     posts: bool,
     directory: tempfile::TempDir,
+    /// What either side closes is closed at once.
+    _closing: RwLockReadGuard<'static, ()>,
 }
 
 impl Guest {
@@ -60,6 +64,7 @@ impl Guest {
             posted: 0,
             posts: true,
             directory,
+            _closing: children::none(),
         }
     }
 
