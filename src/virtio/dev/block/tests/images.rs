@@ -134,6 +134,7 @@ fn a_qcow2_image_may_not_choose_files_of_the_host() {
     let external = at("external.qcow2");
     let place = format!("data_file={data}");
     qemu_img(&[&create[..], &["-o", &place, &external, "1M"]].concat());
+    let _closing = children::none();
     for (image, other) in [(overlay, secret), (external, data)] {
         for read_only in [false, true] {
             let options = Options {
