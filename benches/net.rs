@@ -9,15 +9,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use machines::{Comparison, Vmm};
-
-const RUNS: usize = 3;
+use machines::{Comparison, RUNS, Vmm};
 
 const SETUP: &str = "set -e; ip link set lo up
     ip tuntap add mode tap name wire vnet_hdr; ip addr add 10.55.0.1/24 dev wire; ip link set wire up
-    iperf3 --server --one-off --port 5201 --logfile /dev/null &
-    iperf3 --server --one-off --port 5202 --logfile /dev/null &
-    exec \"$0\" \"$@\"";
+    for port in 5201 5202; do iperf3 --server --port $port >/dev/null 2>&1 & servers=\"$servers $!\"; done
+    \"$0\" \"$@\" || true
+    kill $servers";
 
 /// Pings' average comes in milliseconds, the streams' speed from iperf3's JSON in bits a second.
 const SCRIPT: &str = r#"
@@ -69,26 +67,24 @@ fn compare(assets: &[PathBuf]) {
         Comparison::new("TCP from the host", "Mbit/s", true),
         Comparison::new("ping", "µs", false),
     ];
-    for _ in 0..RUNS {
-        for vmm in Vmm::BOTH {
-            let mut command = Command::new("unshare");
-            command.args(["--net", "sh", "-c", SETUP]);
-            command.args(vmm.linux(kernel, &initrd));
-            match vmm {
-                Vmm::Sarang => command.args(["--net", "tap=wire"]),
-                Vmm::Qemu => command.args([
-                    "-netdev",
-                    "tap,id=n,ifname=wire,script=no,downscript=no,vhost=off",
-                    "-device",
-                    "virtio-net-device,netdev=n",
-                ]),
-            };
-            let text = machines::output(command);
-            figures
-                .iter_mut()
-                .for_each(|figure| figure.take(vmm, &text));
-        }
-    }
+    machines::take_turns(&mut figures, |vmm, figures| {
+        let mut line = ["unshare", "--net", "sh", "-c", SETUP]
+            .map(str::to_owned)
+            .to_vec();
+        line.extend(vmm.linux(kernel, &initrd));
+        line.extend(match vmm {
+            Vmm::Sarang => vec!["--net".to_owned(), "tap=wire".to_owned()],
+            Vmm::Qemu => [
+                "-netdev",
+                "tap,id=n,ifname=wire,script=no,downscript=no,vhost=off",
+                "-device",
+                "virtio-net-device,netdev=n",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+        });
+        machines::run(&line, vmm, figures);
+    });
     println!("a tap, 2 vCPUs, median of {RUNS}, and how many times better sarang is:");
     figures.iter_mut().for_each(Comparison::print);
 }

@@ -12,9 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use machines::{Comparison, Vmm};
+use machines::{Comparison, RUNS, Virtiofsd, Vmm};
 
-const RUNS: usize = 3;
 const FIND: &str = "find /usr/include -type f | wc -l";
 const BUILD: &str = "cd /tmp; i=0; while [ $i -lt 5 ]; do
     printf '#include <stdio.h>\\nint main(void) { return puts(\"hi\") < 0; }\\n' >$i.c; cc -O2 -c -o $i.o $i.c; i=$((i + 1)); done";
@@ -96,26 +95,22 @@ fn compare(assets: &[PathBuf]) {
         let directory = scratch.path().join(number.to_string());
         std::fs::create_dir(&directory).expect("room");
         let initrd = machines::initrd(&directory, parts, &script(&command.replace('\'', "'\\''")));
-        for run in 0..RUNS {
-            for vmm in Vmm::BOTH {
-                let taken = match vmm {
-                    Vmm::Sarang => time(sarang(kernel, command)),
-                    Vmm::Qemu => {
-                        let socket = directory.join(format!("virtiofsd{run}"));
-                        let Some(daemon) = machines::Virtiofsd::start(&socket, Path::new("/"))
-                        else {
-                            continue;
-                        };
-                        let mut line = vmm.linux(kernel, &initrd);
-                        line.extend(daemon.flags("root"));
-                        let mut command = Command::new(&line[0]);
-                        command.args(&line[1..]);
-                        time(command)
-                    }
-                };
-                figures.add(vmm, taken);
-            }
-        }
+        machines::take_turns(std::slice::from_mut(&mut figures), |vmm, figures| {
+            let taken = match vmm {
+                Vmm::Sarang => time(sarang(kernel, command)),
+                Vmm::Qemu => {
+                    let Some(daemon) = Virtiofsd::start(&directory, Path::new("/")) else {
+                        return;
+                    };
+                    let mut line = vmm.linux(kernel, &initrd);
+                    line.extend(daemon.flags("root"));
+                    let mut command = Command::new(&line[0]);
+                    command.args(&line[1..]);
+                    time(command)
+                }
+            };
+            figures[0].add(vmm, taken);
+        });
         figures.print();
     }
 }

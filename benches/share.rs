@@ -7,11 +7,8 @@ mod machines;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use machines::{Comparison, Virtiofsd, Vmm};
-
-const RUNS: usize = 3;
+use machines::{Comparison, RUNS, Virtiofsd, Vmm};
 const DIRECTORIES: usize = 20;
 /// In each directory.
 const FILES: usize = 25;
@@ -74,32 +71,24 @@ fn compare(assets: &[PathBuf]) {
         "make files",
     ];
     let mut figures = names.map(|name| Comparison::new(name, "ms", false));
-    for run in 0..RUNS {
-        for vmm in Vmm::BOTH {
-            let mut line = vmm.linux(kernel, &initrd);
-            let mut daemon = None;
-            match vmm {
-                Vmm::Sarang => {
-                    line.extend(["--share".to_owned(), format!("{},tag=tree", tree.display())]);
-                }
-                Vmm::Qemu => {
-                    let socket = scratch.path().join(format!("virtiofsd{run}"));
-                    daemon = Virtiofsd::start(&socket, &tree);
-                    match &daemon {
-                        Some(daemon) => line.extend(daemon.flags("tree")),
-                        None => continue,
-                    }
-                }
+    machines::take_turns(&mut figures, |vmm, figures| {
+        let mut line = vmm.linux(kernel, &initrd);
+        let daemon = match vmm {
+            Vmm::Sarang => {
+                line.extend(["--share".to_owned(), format!("{},tag=tree", tree.display())]);
+                None
             }
-            let mut command = Command::new(&line[0]);
-            command.args(&line[1..]);
-            let text = machines::output(command);
-            figures
-                .iter_mut()
-                .for_each(|figure| figure.take(vmm, &text));
-            drop(daemon);
-        }
-    }
+            Vmm::Qemu => match Virtiofsd::start(scratch.path(), &tree) {
+                Some(daemon) => {
+                    line.extend(daemon.flags("tree"));
+                    Some(daemon)
+                }
+                None => return,
+            },
+        };
+        machines::run(&line, vmm, figures);
+        drop(daemon);
+    });
     println!(
         "a tree of {} files, 2 vCPUs, median of {RUNS}, and how many times better sarang is:",
         DIRECTORIES * FILES

@@ -5,6 +5,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+/// How many figures of each kind are taken of a machine.
+pub const RUNS: usize = 5;
+
 /// The argument by which a bench runs itself inside `scripts/kvm-anywhere`.
 const INSIDE: &str = "--inside";
 
@@ -120,6 +123,10 @@ impl Comparison {
 
     /// Takes a figure, if there is one.
     pub fn add(&mut self, vmm: Vmm, figure: Option<f64>) {
+        match figure {
+            Some(figure) => eprintln!("{}: {} {figure:.1} {}", vmm.name(), self.what, self.unit),
+            None => eprintln!("{}: {} failed", vmm.name(), self.what),
+        }
         self.figures[vmm as usize].extend(figure);
     }
 
@@ -142,6 +149,29 @@ impl Comparison {
             show(ours),
             show(theirs)
         );
+    }
+}
+
+/// Has both machines take figures in turn, until each has [`RUNS`] of every kind. A guest in an emulated machine hangs or
+/// dies now and then; so each has twice as many chances.
+pub fn take_turns(figures: &mut [Comparison], mut run: impl FnMut(Vmm, &mut [Comparison])) {
+    for _ in 0..2 * RUNS {
+        for vmm in Vmm::BOTH {
+            let missing = |figure: &Comparison| figure.figures[vmm as usize].len() < RUNS;
+            if figures.iter().any(missing) {
+                run(vmm, figures);
+            }
+        }
+    }
+}
+
+/// Starts one guest for a machine's figures, and takes those that it prints.
+pub fn run(line: &[String], vmm: Vmm, figures: &mut [Comparison]) {
+    let mut command = Command::new(&line[0]);
+    command.args(&line[1..]);
+    let text = output(command);
+    for figure in figures {
+        figure.take(vmm, &text);
     }
 }
 
@@ -174,7 +204,7 @@ pub fn pack(directory: &Path) -> Vec<u8> {
 }
 
 /// Runs a command to its end, and gives what it printed.
-pub fn output(mut command: Command) -> String {
+fn output(mut command: Command) -> String {
     let output = command
         .stdin(Stdio::null())
         .output()
@@ -189,8 +219,10 @@ pub struct Virtiofsd {
 }
 
 impl Virtiofsd {
-    /// `None` where there is none: Debian has it beside QEMU, or as a package of its own.
-    pub fn start(socket: &Path, directory: &Path) -> Option<Virtiofsd> {
+    /// With its socket in a scratch directory. `None` where there is none: Debian has it beside QEMU, or as a package of
+    /// its own.
+    pub fn start(scratch: &Path, directory: &Path) -> Option<Virtiofsd> {
+        let socket = scratch.join("virtiofsd");
         let places = [
             "/usr/libexec/virtiofsd",
             "/usr/lib/qemu/virtiofsd",
@@ -206,11 +238,8 @@ impl Virtiofsd {
             .stderr(Stdio::null())
             .spawn()
             .ok()?;
-        let mut daemon = Virtiofsd {
-            child,
-            socket: socket.to_owned(),
-        };
-        while !socket.exists() {
+        let mut daemon = Virtiofsd { child, socket };
+        while !daemon.socket.exists() {
             if daemon.child.try_wait().ok()?.is_some() {
                 return None;
             }
@@ -239,5 +268,6 @@ impl Drop for Virtiofsd {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = std::fs::remove_file(&self.socket);
     }
 }
