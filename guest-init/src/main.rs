@@ -94,6 +94,7 @@ fn run(server: &mut Server, path: &OsString) -> Result<(), Failure> {
     server.done("network");
     server.serve(plan.command.as_ref())?;
     boot::unmount_all();
+    server.stopping();
     Ok(())
 }
 

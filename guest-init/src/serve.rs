@@ -94,9 +94,13 @@ impl Server {
             self.read_port()?;
         }
         self.end_processes(&signals);
+        Ok(())
+    }
+
+    /// Tells the host that it may switch the machine off: nothing is left to write.
+    pub fn stopping(&mut self) {
         self.guest.stopping();
         self.flush();
-        Ok(())
     }
 
     fn start(&mut self, id: CommandId, command: &Command) {

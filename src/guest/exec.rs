@@ -56,6 +56,8 @@ pub struct Progress {
 pub enum News {
     /// The command has ended and all of its output is written, or there will be none: the guest is to power off now.
     Over,
+    /// The guest has nothing left to write, and need not be waited for.
+    Stopping,
     /// Somebody typed Ctrl-a x.
     Quit,
 }
@@ -108,6 +110,7 @@ impl Session {
             terminal: self.streams.terminal,
             notice: Vec::new(),
             quit: false,
+            stopping: false,
             over: false,
             progress: Progress::default(),
             on_news: Some(on_news),
@@ -198,6 +201,8 @@ struct State {
     notice: Vec<u8>,
     /// Ctrl-a x has been typed.
     quit: bool,
+    /// Init has said so, and the machine has not been told.
+    stopping: bool,
     /// The machine has been told.
     over: bool,
     progress: Progress,
@@ -251,6 +256,9 @@ impl Handle {
                 news.push(News::Over);
             }
             state.over |= news.contains(&News::Over);
+            if std::mem::take(&mut state.stopping) {
+                news.push(News::Stopping);
+            }
             if let Err(error) = state.wait(events) {
                 log::warn!("the command's streams may stall: {error}");
             }
@@ -307,7 +315,7 @@ impl State {
                 Ok(Some(Event::Exit { exit, .. })) => self.progress.exit = Some(exit),
                 Ok(Some(Event::Phase(phase))) => self.progress.phases.push(phase),
                 Ok(Some(Event::Error(words))) => self.progress.failure = Some(words),
-                Ok(Some(Event::Stopping)) => {}
+                Ok(Some(Event::Stopping)) => self.stopping = true,
                 Ok(None) => break,
                 Err(violation) => {
                     self.progress.failure.get_or_insert(violation.to_string());

@@ -56,6 +56,8 @@ pub(super) fn attach(
         worker,
         Box::new(move |worker, news| match news {
             News::Quit => handle.stop(StoppedBy::Interrupt),
+            // The way through the kernel's own power-off is long, and nothing happens on it.
+            News::Stopping => handle.send(Message::CommandOver),
             // The guest powers off by itself, or else it is not waited for much longer.
             News::Over => {
                 let handle = handle.clone();

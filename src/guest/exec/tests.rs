@@ -53,13 +53,26 @@ fn pipe() -> (File, OwnedFd) {
 
 /// Runs a session on the event loop until its command is over, with `guest` for the guest.
 fn session(streams: Streams, guest: impl FnOnce(&mut Other) + Send + 'static) -> Progress {
+    let (progress, news) = session_until(News::Over, streams, guest);
+    assert_eq!(news, [News::Over]);
+    progress
+}
+
+/// Runs a session on the event loop until the machine is told `last`.
+fn session_until(
+    last: News,
+    streams: Streams,
+    guest: impl FnOnce(&mut Other) + Send + 'static,
+) -> (Progress, Vec<News>) {
     let (session, port) = Session::new(streams).unwrap();
     port.set_guest_open(true);
     let mut events = EventLoop::new().unwrap();
     let (tell, news) = mpsc::channel();
     let on_news = move |events: &mut EventLoop, what| {
         tell.send(what).unwrap();
-        events.stop();
+        if what == last {
+            events.stop();
+        }
     };
     let handle = session.attach(&mut events, Box::new(on_news)).unwrap();
     let other = std::thread::spawn(move || {
@@ -72,14 +85,25 @@ fn session(streams: Streams, guest: impl FnOnce(&mut Other) + Send + 'static) ->
     });
     events.run().unwrap();
     other.join().unwrap();
-    assert_eq!(news.try_iter().collect::<Vec<_>>(), [News::Over]);
-    handle.progress()
+    (handle.progress(), news.try_iter().collect())
 }
 
 fn exit(guest: &mut Guest, status: u8) {
     guest.close(MAIN, Stream::Stdout);
     guest.close(MAIN, Stream::Stderr);
     guest.exit(MAIN, &End::Exited(status).into());
+}
+
+#[test]
+fn the_machine_is_told_once_the_guest_has_nothing_left_to_write() {
+    let (_, news) = session_until(News::Stopping, Streams::default(), |other| {
+        other.guest.started(MAIN, 2);
+        exit(&mut other.guest, 0);
+        other.until(|guest| guest.output().is_empty());
+        other.guest.stopping();
+        other.until(|guest| guest.output().is_empty());
+    });
+    assert_eq!(news, [News::Over, News::Stopping]);
 }
 
 #[test]

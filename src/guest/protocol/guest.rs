@@ -197,7 +197,7 @@ impl Guest {
         self.channel.send(frame::error(words));
     }
 
-    /// Tells that init powers off.
+    /// Tells that nothing is left to write, and that init powers off.
     pub fn stopping(&mut self) {
         let frame = frame::control(Kind::Stopping, CommandId(0), &[]);
         self.channel.send(frame);

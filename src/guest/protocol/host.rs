@@ -28,7 +28,7 @@ pub enum Event {
     Phase(Phase),
     /// Init gives up, for this reason, and powers off.
     Error(String),
-    /// Init powers off.
+    /// Init has nothing left to write and powers off.
     Stopping,
 }
 

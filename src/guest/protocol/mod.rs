@@ -32,7 +32,7 @@
 //! | 12 PHASE | guest | microseconds since the guest's kernel started (8 bytes), the name of what init has done |
 //! | 13 ERROR | guest | words: why init gives up; it waits for an ACK and powers off |
 //! | 14 SHUTDOWN | host | none; end all commands and power off |
-//! | 15 STOPPING | guest | none; init powers off |
+//! | 15 STOPPING | guest | none; everything is written to where it is kept, and init powers off |
 //!
 //! # How a conversation goes
 //!
