@@ -1,5 +1,7 @@
 //! What a kernel image says about its version and its modules.
 
+use memchr::memmem;
+
 use crate::loader;
 
 /// Offset of the setup header's field `kernel_version`, and of the header's magic number (boot protocol, "The
@@ -23,7 +25,7 @@ pub fn kernel_version(image: &[u8]) -> Option<String> {
         return None;
     }
     // The same words are in a format string, where no number follows.
-    positions(image, BANNER).find_map(|at| word(image.get(at + BANNER.len()..)?))
+    memmem::find_iter(image, BANNER).find_map(|at| word(image.get(at + BANNER.len()..)?))
 }
 
 /// The first word of `bytes`, if it can be a version.
@@ -46,25 +48,10 @@ pub fn takes_modules(image: &[u8], version: &str) -> bool {
     let unpacked = loader::unpack(image);
     let image = unpacked.as_deref().unwrap_or(image);
     let version = format!("{version} ");
-    positions(image, version.as_bytes()).any(|at| {
+    memmem::find_iter(image, &version).any(|at| {
         let rest = image.get(at + version.len()..).unwrap_or_default();
         [&b"SMP "[..], b"preempt", b"mod_unload ", b"modversions "]
             .iter()
             .any(|word| rest.starts_with(word))
     })
-}
-
-/// Where `needle` is in `haystack`.
-fn positions(haystack: &[u8], needle: &[u8]) -> impl Iterator<Item = usize> {
-    let first = needle.first().copied();
-    haystack
-        .iter()
-        .enumerate()
-        .filter(move |(_, byte)| Some(**byte) == first)
-        .map(|(at, _)| at)
-        .filter(move |at| {
-            haystack
-                .get(*at..)
-                .is_some_and(|rest| rest.starts_with(needle))
-        })
 }
