@@ -104,6 +104,8 @@ struct Guest {
     phases: Vec<String>,
     errors: Vec<String>,
     stopping: bool,
+    /// Commands whose interrupt key was pressed in vain.
+    interrupted: Vec<CommandId>,
     closed: bool,
     _scratch: tempfile::TempDir,
 }
@@ -141,6 +143,7 @@ impl Guest {
             phases: Vec::new(),
             errors: Vec::new(),
             stopping: false,
+            interrupted: Vec::new(),
             closed: false,
             _scratch: scratch,
         }
@@ -204,6 +207,7 @@ impl Guest {
                 Event::Phase(phase) => self.phases.push(phase.name),
                 Event::Error(why) => self.errors.push(why),
                 Event::Stopping => self.stopping = true,
+                Event::Interrupted { id } => self.interrupted.push(id),
             }
         }
         for (id, seen) in &mut self.seen {
@@ -589,6 +593,46 @@ fn a_terminal_has_a_size_and_a_session_and_an_end_of_input() {
     let seen = guest.end_of(MAIN);
     assert_eq!(seen.text(), "typed\r\ntyped\r\n", "once as an echo");
     assert_eq!(seen.exit, Some(End::Exited(0).into()));
+    guest.finish();
+}
+
+#[test]
+fn a_command_that_does_not_answer_the_interrupt_key_is_told_of() {
+    if !can_run() {
+        return;
+    }
+    let boot = |script| {
+        let mut main = shell(script);
+        main.terminal = Some(WindowSize::default());
+        let mut guest = Guest::boot(&Plan {
+            command: Some(main),
+            ..Plan::default()
+        });
+        guest.until(|guest| guest.seen[&MAIN].text().contains("ready"));
+        guest
+    };
+    let press = |guest: &mut Guest, times: usize, answer: &str| {
+        guest.input.insert(MAIN, (vec![3], false));
+        guest.until(|guest| guest.seen[&MAIN].text().matches(answer).count() == times);
+    };
+    let mut guest = boot("trap 'echo no' INT; echo ready; while :; do sleep 0.4; done");
+    for times in 1..=4 {
+        press(&mut guest, times, "no\r\n");
+    }
+    assert_eq!(guest.interrupted, []);
+    guest.host.signal(MAIN, 9);
+    guest.end_of(MAIN);
+    guest.finish();
+
+    let mut guest = boot("trap '' INT; echo ready; sleep 100");
+    let mut times = 0;
+    while guest.interrupted.is_empty() {
+        times += 1;
+        press(&mut guest, times, "^C");
+    }
+    assert!(times > 1);
+    guest.host.signal(MAIN, 9);
+    guest.end_of(MAIN);
     guest.finish();
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command as Process, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::plan::{Command, WindowSize};
 use crate::program;
@@ -17,6 +18,8 @@ use crate::sys::{self, Ended, PollFd};
 const END_OF_INPUT: u8 = 4;
 /// Bytes that are read from a command at a time.
 const PIECE: usize = 64 << 10;
+/// How long a command has to answer the interrupt key before pressing it again counts as a second time.
+const TO_ANSWER: Duration = Duration::from_millis(300);
 
 /// A command that runs, or has ended and still has output.
 pub struct Job {
@@ -25,9 +28,37 @@ pub struct Job {
     input: Option<File>,
     outputs: [(Stream, Option<File>); 2],
     terminal: Option<File>,
+    interrupts: Interrupts,
     ended: Option<Ended>,
     /// How many processes the kernel had killed for want of memory when this one started.
     killed_before: u64,
+}
+
+/// Whether somebody presses a terminal's interrupt key in vain.
+#[derive(Default)]
+struct Interrupts {
+    /// When it was pressed first. `None` once something else was typed, or the command has printed something.
+    pressed: Option<Instant>,
+}
+
+impl Interrupts {
+    /// Takes note of what was typed; `true` when the key was pressed before, and the command had time to answer that and
+    /// did not.
+    fn typed(&mut self, key: Option<u8>, bytes: &[u8]) -> bool {
+        if !bytes.iter().all(|byte| Some(*byte) == key) {
+            self.pressed = None;
+            return false;
+        }
+        let first = *self.pressed.get_or_insert_with(Instant::now);
+        first.elapsed() >= TO_ANSWER
+    }
+
+    /// Takes note of what the command has printed. The terminal's echo of the key, `^C`, is no answer.
+    fn printed(&mut self, bytes: &[u8]) {
+        if !bytes.iter().all(|byte| b"^C\r\n".contains(byte)) {
+            self.pressed = None;
+        }
+    }
 }
 
 /// The ends of a command's streams.
@@ -137,6 +168,7 @@ impl Job {
             input: to_input,
             outputs: [(Stream::Stdout, from_output), (Stream::Stderr, from_errors)],
             terminal,
+            interrupts: Interrupts::default(),
             ended: None,
             killed_before,
         })
@@ -174,7 +206,8 @@ impl Job {
     pub fn pump(&mut self, guest: &mut Guest) -> bool {
         self.pump_input(guest);
         for (stream, source) in &mut self.outputs {
-            pump_output(guest, self.id, *stream, source, self.ended.is_some());
+            let (interrupts, has_ended) = (&mut self.interrupts, self.ended.is_some());
+            pump_output(guest, self.id, *stream, source, interrupts, has_ended);
         }
         let Some(ended) = self.ended else {
             return false;
@@ -218,7 +251,15 @@ impl Job {
                     self.input = None;
                     return;
                 }
-                Ok(count) => guest.consume(self.id, count),
+                Ok(count) => {
+                    let key = self.terminal.as_ref().and_then(sys::interrupt_key);
+                    let typed = bytes.get(..count).unwrap_or_default();
+                    let in_vain = self.interrupts.typed(key, typed);
+                    guest.consume(self.id, count);
+                    if in_vain {
+                        guest.interrupted(self.id);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return self.stop_input(guest),
@@ -269,6 +310,7 @@ fn pump_output(
     id: CommandId,
     stream: Stream,
     source: &mut Option<File>,
+    interrupts: &mut Interrupts,
     has_ended: bool,
 ) {
     let Some(file) = source else { return };
@@ -280,7 +322,9 @@ fn pump_output(
         }
         match file.read(buffer.get_mut(..room).unwrap_or_default()) {
             Ok(count) if count > 0 => {
-                guest.write(id, stream, buffer.get(..count).unwrap_or_default());
+                let bytes = buffer.get(..count).unwrap_or_default();
+                interrupts.printed(bytes);
+                guest.write(id, stream, bytes);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && !has_ended => return,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

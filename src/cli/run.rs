@@ -35,7 +35,7 @@ const LOG_LINES: usize = 40;
 #[command(after_help = "\
 With a command, the guest has the host's own files, and what it writes is gone afterwards, except in the current
 directory. The command has this terminal or these pipes, and its status is the status of the run. Ctrl-C
-interrupts it; when it does not run on a terminal, a second Ctrl-C ends the guest.
+interrupts it; a second Ctrl-C ends the guest, on a terminal only if the command did not answer the first.
 
 Without --kernel, the first of these is booted: $SARANG_KERNEL, ./vmlinux, ./bzImage,
 ./arch/x86/boot/bzImage, sarang's cache, /boot/vmlinuz-$(uname -r), the newest /boot/vmlinuz*.

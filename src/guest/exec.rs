@@ -6,7 +6,8 @@
 //! read that there is no room for, so a stalled reader at either end stops the writer at the other end, and nobody else.
 //!
 //! On a terminal, the terminal is raw and every key goes to the guest, whose own terminal makes signals of Ctrl-C and its
-//! like; only Ctrl-a is kept back (see [`escape`]).
+//! like; only Ctrl-a is kept back (see [`escape`]). When a command does nothing on Ctrl-C, init tells, since only there
+//! it is known whether that key is for a signal or for an editor; pressed again, it ends the run.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -58,7 +59,7 @@ pub enum News {
     Over,
     /// The guest has nothing left to write, and need not be waited for.
     Stopping,
-    /// Somebody typed Ctrl-a x.
+    /// Somebody typed Ctrl-a x, or Ctrl-C twice and the command did not answer.
     Quit,
 }
 
@@ -199,7 +200,7 @@ struct State {
     terminal: bool,
     /// Words of our own for the terminal.
     notice: Vec<u8>,
-    /// Ctrl-a x has been typed.
+    /// Somebody wants an end, and the machine has not been told.
     quit: bool,
     /// Init has said so, and the machine has not been told.
     stopping: bool,
@@ -316,6 +317,8 @@ impl State {
                 Ok(Some(Event::Phase(phase))) => self.progress.phases.push(phase),
                 Ok(Some(Event::Error(words))) => self.progress.failure = Some(words),
                 Ok(Some(Event::Stopping)) => self.stopping = true,
+                // Only keys that were typed here can have had such an end.
+                Ok(Some(Event::Interrupted { .. })) => self.quit |= self.terminal,
                 Ok(None) => break,
                 Err(violation) => {
                     self.progress.failure.get_or_insert(violation.to_string());

@@ -148,7 +148,7 @@ impl Channel {
             }
             Event::Phase(phase) => assert!(!is_obeyed(&phase.name), "{:?}", phase.name),
             Event::Error(words) => assert!(!is_obeyed(&words), "{words:?}"),
-            Event::Stopping => {}
+            Event::Stopping | Event::Interrupted { .. } => {}
         }
     }
 

@@ -33,10 +33,11 @@ pub(super) enum Kind {
     Error = 13,
     Shutdown = 14,
     Stopping = 15,
+    Interrupted = 16,
 }
 
 /// Each kind, by its number less one, with the fewest and the most bytes of its payload.
-const KINDS: [(Kind, usize, usize); 15] = [
+const KINDS: [(Kind, usize, usize); 16] = [
     (Kind::Hello, 12, 12),
     (Kind::Exec, 0, MAX_EXEC),
     (Kind::Started, 4, 4),
@@ -52,6 +53,7 @@ const KINDS: [(Kind, usize, usize); 15] = [
     (Kind::Error, 0, MOST_WORDS),
     (Kind::Shutdown, 0, 0),
     (Kind::Stopping, 0, 0),
+    (Kind::Interrupted, 0, 0),
 ];
 
 /// A header that keeps the rules.

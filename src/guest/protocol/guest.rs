@@ -197,6 +197,12 @@ impl Guest {
         self.channel.send(frame::error(words));
     }
 
+    /// Tells that somebody presses the interrupt key of a command's terminal, and the command does not answer.
+    pub fn interrupted(&mut self, id: CommandId) {
+        self.channel
+            .send(frame::control(Kind::Interrupted, id, &[]));
+    }
+
     /// Tells that nothing is left to write, and that init powers off.
     pub fn stopping(&mut self) {
         let frame = frame::control(Kind::Stopping, CommandId(0), &[]);

@@ -28,6 +28,8 @@ pub enum Event {
     Phase(Phase),
     /// Init gives up, for this reason, and powers off.
     Error(String),
+    /// Somebody presses the interrupt key of the command's terminal, and the command does not answer.
+    Interrupted { id: CommandId },
     /// Init has nothing left to write and powers off.
     Stopping,
 }
@@ -155,6 +157,9 @@ impl Host {
                 Ok(Event::Error(frame::clean(payload)))
             }
             Kind::Stopping => Ok(Event::Stopping),
+            Kind::Interrupted if self.stages.get(&id) == Some(&Stage::Started) => {
+                Ok(Event::Interrupted { id })
+            }
             kind => violation(format!("a {kind:?} frame out of turn")),
         }
     }

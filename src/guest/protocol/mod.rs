@@ -33,6 +33,7 @@
 //! | 13 ERROR | guest | words: why init gives up; it waits for an ACK and powers off |
 //! | 14 SHUTDOWN | host | none; end all commands and power off |
 //! | 15 STOPPING | guest | none; everything is written to where it is kept, and init powers off |
+//! | 16 INTERRUPTED | guest | none; the interrupt key of the command's terminal was pressed twice, in vain |
 //!
 //! # How a conversation goes
 //!

@@ -122,6 +122,7 @@ fn what_each_end_says_arrives() {
     pair.guest.phase(&phase);
     pair.guest.started(MAIN, 77);
     pair.guest.error("no \u{1b}[31mroot");
+    pair.guest.interrupted(MAIN);
     pair.guest.stopping();
     pair.settle();
     assert_eq!(
@@ -147,6 +148,7 @@ fn what_each_end_says_arrives() {
             host::Event::Phase(phase),
             host::Event::Started { id: MAIN, pid: 77 },
             host::Event::Error("no  [31mroot".into()),
+            host::Event::Interrupted { id: MAIN },
             host::Event::Stopping,
         ]
     );
@@ -385,7 +387,8 @@ fn a_hostile_guest_gets_one_sentence() {
     let twice = |frame: Vec<u8>| frame.repeat(2);
     for (bytes, why) in [
         (raw(0, 0, 0, b""), "unknown kind 0"),
-        (raw(16, 0, 0, b""), "unknown kind 16"),
+        (raw(17, 0, 0, b""), "unknown kind 17"),
+        (raw(16, 0, 9, b""), "Interrupted frame out of turn"),
         (raw(6, 3, 0, b"x"), "unknown stream 3"),
         ([6, 1, 1, 0].into_iter().chain([0; 8]).collect(), "0 bytes"),
         (vec![7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], "reserved"),
