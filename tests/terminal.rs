@@ -1,21 +1,13 @@
 //! The interactive console, under a pseudo-terminal: the keys, and the terminal as it was before on every way out.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod pty;
 
+use std::fs;
+use std::process::Stdio;
+
+use pty::Session;
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
-
-struct Session {
-    child: Child,
-    keyboard: File,
-    terminal: OwnedFd,
-    before: Termios,
-    _scratch: tempfile::TempDir,
-}
 
 /// Starts `sarang run` with a guest on a new terminal, and waits until it has printed `ready`.
 fn start(guest: &str, ready: &str) -> Session {
@@ -26,67 +18,16 @@ fn start_with(guest: &str, ready: &str, flags_of_run: &[&str]) -> Session {
     let scratch = tempfile::tempdir().unwrap();
     let kernel = scratch.path().join(guest);
     fs::write(&kernel, sarang::guest::bare_metal(guest).unwrap()).unwrap();
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = openpt(flags).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
-    let before = tcgetattr(&terminal).unwrap();
-    let child = Command::new("env")
-        // What a shell starts in the background has some signals ignored, and so would its children.
-        .args([
-            "--default-signal=HUP,INT,QUIT,TERM",
-            env!("CARGO_BIN_EXE_sarang"),
-        ])
-        .args(["run", "--timeout", "120s"])
-        .args(flags_of_run)
-        .arg("-k")
-        .arg(&kernel)
-        .stdin(terminal.try_clone().unwrap())
-        .stdout(terminal.try_clone().unwrap())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut session = Session {
-        child,
-        keyboard: File::from(master),
-        terminal,
-        before,
-        _scratch: scratch,
-    };
+    let mut session = Session::start(env!("CARGO_BIN_EXE_sarang"), |command| {
+        command
+            .args(["run", "--timeout", "120s"])
+            .args(flags_of_run)
+            .arg("-k")
+            .arg(&kernel)
+            .stderr(Stdio::null());
+    });
     session.expect(ready);
     session
-}
-
-impl Session {
-    fn expect(&mut self, words: &str) {
-        let (mut seen, mut buffer) = (String::new(), [0; 256]);
-        while !seen.contains(words) {
-            let count = self.keyboard.read(&mut buffer).unwrap();
-            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
-    }
-
-    fn press(&mut self, keys: &[u8]) {
-        self.keyboard.write_all(keys).unwrap();
-    }
-
-    fn is_raw(&self) -> bool {
-        !tcgetattr(&self.terminal)
-            .unwrap()
-            .local_modes
-            .contains(LocalModes::ICANON)
-    }
-
-    /// The exit code, after a check that the terminal is as it was.
-    fn end(mut self) -> Option<i32> {
-        let code = self.child.wait().unwrap().code();
-        let after = tcgetattr(&self.terminal).unwrap();
-        assert_eq!(after.local_modes, self.before.local_modes);
-        assert_eq!(after.input_modes, self.before.input_modes);
-        assert_eq!(after.output_modes, self.before.output_modes);
-        code
-    }
 }
 
 #[test]

@@ -10,3 +10,7 @@ mod disk;
 mod everything;
 mod guest;
 mod net;
+#[path = "../pty/mod.rs"]
+#[allow(dead_code, reason = "not every test needs all of it")]
+mod pty;
+mod terminal;
