@@ -21,6 +21,7 @@ mod error;
 mod files;
 mod hidden;
 mod names;
+pub mod opcode;
 mod pool;
 mod secrets;
 mod server;
@@ -187,7 +188,7 @@ mod tests {
             budget: Budget::new(10),
         })
         .unwrap();
-        let init = message(wire::opcode::INIT, &[7 | 31 << 32, 0]);
+        let init = message(opcode::INIT, &[7 | 31 << 32, 0]);
         share.submit(0, init.clone(), 4096);
         assert_eq!(wait(&share).len(), 1);
         // A thread that reads this directory waits for the lock that is held here.

@@ -31,9 +31,10 @@ use rustix::io::Errno;
 
 use super::caller::Host;
 use super::hidden::Hidden;
+use super::opcode;
 use super::session::{Id, Node, Session};
 use super::wire::{
-    ANSWER_HEADER_LEN, ATTR_LEN, Answer, Body, Caller, DATA_MAX, ENTRY_LEN, Header, opcode,
+    ANSWER_HEADER_LEN, ATTR_LEN, Answer, Body, Caller, DATA_MAX, ENTRY_LEN, Header,
 };
 
 /// The protocol version: 7.33.
