@@ -23,10 +23,11 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, FileType, statx};
 use rustix::io::Errno;
 
-use super::session::{Id, lock};
+use super::node::{Id, WANTED};
+use super::session::lock;
 use super::wire::VALID_SECONDS;
 
 /// So many links are followed in a path, as the kernel does (path_resolution(7)).
@@ -218,8 +219,7 @@ impl Seen {
     /// `None` also for what this process may not see; the guest sees it no better.
     fn at(path: &Path) -> Option<Seen> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-        let stat = statx(CWD, path, flags, wanted).ok()?;
+        let stat = statx(CWD, path, flags, WANTED).ok()?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         Some(Seen {
             id: Id::of(&stat),

@@ -6,7 +6,8 @@
 //!
 //! * `wire` has the protocol's bytes, `server` and its neighbours what each request does on the host, and why a
 //!   guest stays inside the directory.
-//! * `session` has what a guest holds: files that it knows and files that it has open. `descriptor` limits them.
+//! * `session` has what a guest holds: files that it knows (`node`, `nodes`) and files that it has open. `descriptor` limits
+//!   how many descriptors that takes.
 //! * `hidden` has what of the directory is not there for the guest, `secrets` what of a whole host should not be.
 //! * `caller` gives what a guest creates to the right user, `pool` has the threads.
 //!
@@ -21,6 +22,8 @@ mod error;
 mod files;
 mod hidden;
 mod names;
+mod node;
+mod nodes;
 pub mod opcode;
 mod pool;
 mod secrets;
@@ -45,9 +48,10 @@ use rustix::io::Errno;
 use caller::Host;
 use descriptor::Descriptor;
 use hidden::Hidden;
+use node::{Node, status};
 use pool::Pool;
-use server::{Server, status};
-use session::{Node, Session};
+use server::Server;
+use session::Session;
 
 /// Which directory to share, and how.
 #[derive(Clone, Debug)]
@@ -83,14 +87,15 @@ impl Share {
         }
         let stat = status(root.as_fd()).map_err(refused)?;
         let root = Node::new(Descriptor::free(root), &stat);
+        let hidden = Arc::new(Hidden::new(&options.hidden, root.id));
         let server = Server {
             read_only: options.read_only,
-            hidden: Arc::new(Hidden::new(&options.hidden, root.id)),
+            hidden: Arc::clone(&hidden),
             host: Host::current(),
             umask: umask(),
         };
         Ok(Share {
-            session: Arc::new(Session::new(Arc::new(root), options.budget.clone())),
+            session: Session::new(Arc::new(root), hidden, options.budget.clone()),
             pool: Pool::start(&server).map_err(|source| Error::Host {
                 path: path.clone(),
                 source,
@@ -117,7 +122,7 @@ impl Share {
     /// Forgets the guest: what it knows and has open, and its requests. Those that a thread is at work on may still change
     /// files; nobody hears of them any more.
     pub fn reset(&mut self) {
-        let fresh = Arc::new(self.session.fresh());
+        let fresh = self.session.fresh();
         let old = std::mem::replace(&mut self.session, fresh);
         self.pool.reset(old);
     }
@@ -197,13 +202,9 @@ mod tests {
         let handle = old.keep(wire::ROOT, fd, FileType::Directory).unwrap();
         let directory = old.handle(handle, wire::ROOT, FileType::Directory).unwrap();
         let stuck = session::lock(&directory.listing);
-        share.submit(
-            1,
-            message(wire::opcode::READDIR, &[handle, 0, 4096, 0, 0]),
-            4096,
-        );
+        share.submit(1, message(opcode::READDIR, &[handle, 0, 4096, 0, 0]), 4096);
         for token in 2..10 {
-            share.submit(token, message(wire::opcode::GETATTR, &[0, 0]), 4096);
+            share.submit(token, message(opcode::GETATTR, &[0, 0]), 4096);
             assert_eq!(wait(&share)[0].token, token);
         }
         share.reset();

@@ -1,6 +1,6 @@
 //! What a request asks for (`enum fuse_opcode`; Linux, include/uapi/linux/fuse.h).
 //!
-//! With those that are not served, so that whoever plays a guest need not count himself.
+//! Not all are served. The others are here for those who play a guest, in tests.
 
 pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;

@@ -1,6 +1,7 @@
 //! A guest's kernel at work in a shared directory, in raw messages.
 
 mod confined;
+mod descriptors;
 mod files;
 mod hidden;
 mod hostile;
@@ -96,8 +97,11 @@ impl Rig {
 
     /// With `hidden` names below the shared directory, or paths.
     fn hiding(scratch: TempDir, read_only: bool, budget: usize, hidden: &[&str]) -> Rig {
+        Rig::drawing_on(&Budget::new(budget), scratch, read_only, hidden)
+    }
+
+    fn drawing_on(budget: &Budget, scratch: TempDir, read_only: bool, hidden: &[&str]) -> Rig {
         let path = scratch.path().join("shared");
-        let budget = Budget::new(budget);
         let share = Share::open(&Options {
             path: path.clone(),
             read_only,
@@ -109,7 +113,7 @@ impl Rig {
         Rig {
             device,
             driver,
-            budget,
+            budget: budget.clone(),
             path,
             caller: (0, 0),
             _scratch: scratch,

@@ -121,3 +121,22 @@ fn a_directory_that_may_not_be_read_is_told() {
         assert!(sentence.contains("no permission to read"), "{sentence}");
     });
 }
+
+#[test]
+fn a_directory_whose_entries_may_not_be_looked_up_is_listed_all_the_same() {
+    as_somebody(|| {
+        let mut rig = Rig::new();
+        fs::create_dir(rig.at("d")).unwrap();
+        rig.write_file("d/a", b"");
+        fs::set_permissions(rig.at("d"), fs::Permissions::from_mode(0o600)).unwrap();
+        let (directory, _) = rig.lookup(ROOT, "d").unwrap();
+        assert_eq!(rig.lookup(directory, "a").unwrap_err(), libc::EACCES);
+        let handle = u64_at(&rig.ask(OPENDIR, directory, &[&[0; 8]]).unwrap(), 0);
+        let body = bytes!(handle, 0_u64, 2000_u32, 0_u32, 0_u64, 0_u32, 0_u32);
+        let listed = rig.ask(READDIRPLUS, directory, &[&body]).unwrap();
+        let listed = entries(&listed, true);
+        let found = listed.iter().find(|entry| entry.4 == "a");
+        assert_eq!(found.unwrap().0, 0, "without a node");
+        fs::set_permissions(rig.at("d"), fs::Permissions::from_mode(0o700)).unwrap();
+    });
+}
