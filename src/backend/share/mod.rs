@@ -29,6 +29,7 @@ mod pool;
 mod secrets;
 mod server;
 mod session;
+mod walk;
 mod wire;
 
 pub use descriptor::Budget;

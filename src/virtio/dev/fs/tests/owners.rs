@@ -140,3 +140,27 @@ fn a_directory_whose_entries_may_not_be_looked_up_is_listed_all_the_same() {
         fs::set_permissions(rig.at("d"), fs::Permissions::from_mode(0o700)).unwrap();
     });
 }
+
+#[test]
+fn in_a_home_that_may_not_be_read_secrets_are_hidden_all_the_same() {
+    as_somebody(|| {
+        let scratch = tempfile::tempdir().unwrap();
+        let shared = scratch.path().join("shared");
+        for directory in ["home", "dots/ssh"] {
+            fs::create_dir_all(shared.join(directory)).unwrap();
+        }
+        std::os::unix::fs::symlink("../dots/ssh", shared.join("home/.ssh")).unwrap();
+        fs::set_permissions(shared.join("home"), fs::Permissions::from_mode(0o300)).unwrap();
+        // So many names that a list of what there is would be asked for.
+        let names: Vec<String> = (0..50).map(|number| format!("home/.{number}")).collect();
+        let mut hidden: Vec<&str> = names.iter().map(|name| &**name).collect();
+        hidden.push("home/.ssh");
+        let mut rig = Rig::hiding(scratch, false, 100, &hidden);
+        rig.mount();
+        let (dots, _) = rig.lookup(ROOT, "dots").unwrap();
+        assert_eq!(rig.lookup(dots, "ssh").unwrap_err(), libc::ENOENT);
+        let (home, _) = rig.lookup(ROOT, "home").unwrap();
+        assert_eq!(rig.lookup(home, ".ssh").unwrap_err(), libc::ENOENT);
+        fs::set_permissions(rig.at("home"), fs::Permissions::from_mode(0o700)).unwrap();
+    });
+}
