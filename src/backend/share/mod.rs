@@ -223,6 +223,40 @@ mod tests {
     }
 
     #[test]
+    fn of_two_shares_the_one_that_holds_more_gives_up() {
+        let budget = Budget::new(10);
+        let scratch = tempfile::tempdir().unwrap();
+        let shares = [(); 2].map(|()| {
+            Share::open(&Options {
+                path: scratch.path().into(),
+                read_only: false,
+                hidden: Vec::new(),
+                budget: budget.clone(),
+            })
+            .unwrap()
+        });
+        let [first, second] = shares.each_ref().map(|share| &share.session);
+        for (session, number, expected) in [
+            (first, 8, [8, 0]),
+            (second, 2, [8, 2]),
+            (second, 4, [6, 4]),
+            (first, 9, [6, 4]),
+            // Where both hold as much, it is the older one.
+            (second, 9, [4, 6]),
+        ] {
+            for number in 0..number {
+                let name = std::ffi::CString::new(number.to_string()).unwrap();
+                std::fs::write(scratch.path().join(name.to_str().unwrap()), "").unwrap();
+                let root = session.root();
+                let (fd, stat) = session.look(root.as_fd(), root.id, &name).unwrap();
+                let place = nodes::Place::new(wire::ROOT, &name);
+                session.remember(fd, &stat, place).unwrap();
+            }
+            assert_eq!([first.spare(), second.spare()], expected);
+        }
+    }
+
+    #[test]
     fn the_budget_is_what_the_host_allows_less_a_reserve() {
         let budget = Budget::of_process();
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
