@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use super::names::permissions;
-use super::server::{Call, Server, path, status};
-use super::session::Node;
+use super::node::{Node, status};
+use super::server::{Call, Server, path};
 
 /// `FUSE_GETATTR_FH`: the request has a handle.
 const GETATTR_FH: u32 = 1 << 0;

@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, seek};
 use rustix::io::Errno;
 
-use super::server::{Call, Server, status};
-use super::session::{Id, lock};
+use super::node::{Id, status};
+use super::server::{Call, Server};
+use super::session::lock;
 use super::wire::{DATA_MAX, DirEntry, ENTRY_LEN, OPEN_LEN, dirent_len};
 
 /// Bytes of directory entries that are asked of the host at once: at least what the longest name needs, and no more than is
@@ -69,7 +70,9 @@ impl Server {
             return Err(Errno::NOTDIR);
         }
         let fd = self.reopen(call.session, &node, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let handle = call.session.keep(call.number, fd, node.kind)?;
+        // The last descriptor that can be given up may be its own.
+        drop(node);
+        let handle = call.session.keep(call.number, fd, FileType::Directory)?;
         call.answer.open_out(handle, 0)
     }
 
@@ -116,8 +119,7 @@ impl Server {
             }
             // What is hidden is passed over, and so is what is gone already.
             let is_dot = matches!(name.to_bytes(), b"." | b"..");
-            let found =
-                (plus && !is_dot).then(|| self.find(call.session, directory.as_fd(), id, name));
+            let found = (plus && !is_dot).then(|| call.find_in(directory.as_fd(), id, name));
             let gone = match &found {
                 Some(found) => matches!(found, Err(Errno::NOENT)),
                 None => !is_dot && self.hidden.has_entry(id, name, entry.ino),

@@ -9,8 +9,9 @@ use rustix::fs::{
 use rustix::io::{Errno, pread, pwrite};
 
 use super::names::permissions;
-use super::server::{Call, Server, path, status};
-use super::session::Node;
+use super::node::{Node, status};
+use super::nodes::Place;
+use super::server::{Call, Server, path};
 use super::wire::{DATA_MAX, ENTRY_LEN, OPEN_LEN};
 
 /// `FOPEN_KEEP_CACHE`: what the guest has cached of the file is good until its size or time changes.
@@ -48,8 +49,10 @@ impl Server {
         let flags = open_flags(call.body.u32()?)?;
         let kill = call.body.u32()? & OPEN_KILL_SUIDGID != 0;
         let node = call.node()?;
-        let fd = self.open_file(&call, &node, flags, kill)?;
-        let handle = call.session.keep(call.number, fd, node.kind)?;
+        let (fd, kind) = (self.open_file(&call, &node, flags, kill)?, node.kind);
+        // The last descriptor that can be given up may be its own.
+        drop(node);
+        let handle = call.session.keep(call.number, fd, kind)?;
         call.answer.open_out(handle, KEEP_CACHE)
     }
 
@@ -98,18 +101,19 @@ impl Server {
                 let stat = self.mend(&fd, status(fd.as_fd())?, mode)?;
                 let reference = OFlags::PATH | OFlags::CLOEXEC;
                 let reference = openat(CWD, path(&fd), reference, Mode::empty())?;
-                let number = call.session.remember(reference, &stat)?;
+                let place = Place::new(call.number, name);
+                let number = call.session.remember(reference, &stat, place)?;
                 (number, stat, Ok(fd))
             }
             Err(Errno::EXIST) if !exclusive => {
-                let (number, stat) =
-                    self.find(call.session, directory.as_fd(), directory.id, name)?;
+                let (number, stat) = call.find(&directory, name)?;
                 let fd = call.session.node(number);
                 let fd = fd.and_then(|node| self.open_file(&call, &node, flags, kill));
                 (number, stat, fd)
             }
             Err(error) => return Err(error),
         };
+        drop(directory);
         let handle = fd.and_then(|fd| call.session.keep(number, fd, FileType::RegularFile));
         let handle = handle.inspect_err(|_| call.session.forget(number, 1))?;
         call.answer.entry(number, &stat)?;

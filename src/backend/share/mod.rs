@@ -6,7 +6,8 @@
 //!
 //! * `wire` has the protocol's bytes, `server` and its neighbours what each request does on the host, and why a
 //!   guest stays inside the directory.
-//! * `session` has what a guest holds: files that it knows and files that it has open. `descriptor` limits them.
+//! * `session` has what a guest holds: files that it knows (`node`, `nodes`) and files that it has open. `descriptor` limits
+//!   how many descriptors that takes.
 //! * `hidden` has what of the directory is not there for the guest, `secrets` what of a whole host should not be.
 //! * `caller` gives what a guest creates to the right user, `pool` has the threads.
 //!
@@ -21,10 +22,14 @@ mod error;
 mod files;
 mod hidden;
 mod names;
+mod node;
+mod nodes;
+pub mod opcode;
 mod pool;
 mod secrets;
 mod server;
 mod session;
+mod walk;
 mod wire;
 
 pub use descriptor::Budget;
@@ -44,9 +49,10 @@ use rustix::io::Errno;
 use caller::Host;
 use descriptor::Descriptor;
 use hidden::Hidden;
+use node::{Node, status};
 use pool::Pool;
-use server::{Server, status};
-use session::{Node, Session};
+use server::Server;
+use session::Session;
 
 /// Which directory to share, and how.
 #[derive(Clone, Debug)]
@@ -82,14 +88,15 @@ impl Share {
         }
         let stat = status(root.as_fd()).map_err(refused)?;
         let root = Node::new(Descriptor::free(root), &stat);
+        let hidden = Arc::new(Hidden::new(&options.hidden, root.id));
         let server = Server {
             read_only: options.read_only,
-            hidden: Arc::new(Hidden::new(&options.hidden, root.id)),
+            hidden: Arc::clone(&hidden),
             host: Host::current(),
             umask: umask(),
         };
         Ok(Share {
-            session: Arc::new(Session::new(Arc::new(root), options.budget.clone())),
+            session: Session::new(Arc::new(root), hidden, options.budget.clone()),
             pool: Pool::start(&server).map_err(|source| Error::Host {
                 path: path.clone(),
                 source,
@@ -116,7 +123,7 @@ impl Share {
     /// Forgets the guest: what it knows and has open, and its requests. Those that a thread is at work on may still change
     /// files; nobody hears of them any more.
     pub fn reset(&mut self) {
-        let fresh = Arc::new(self.session.fresh());
+        let fresh = self.session.fresh();
         let old = std::mem::replace(&mut self.session, fresh);
         self.pool.reset(old);
     }
@@ -187,7 +194,7 @@ mod tests {
             budget: Budget::new(10),
         })
         .unwrap();
-        let init = message(wire::opcode::INIT, &[7 | 31 << 32, 0]);
+        let init = message(opcode::INIT, &[7 | 31 << 32, 0]);
         share.submit(0, init.clone(), 4096);
         assert_eq!(wait(&share).len(), 1);
         // A thread that reads this directory waits for the lock that is held here.
@@ -196,13 +203,9 @@ mod tests {
         let handle = old.keep(wire::ROOT, fd, FileType::Directory).unwrap();
         let directory = old.handle(handle, wire::ROOT, FileType::Directory).unwrap();
         let stuck = session::lock(&directory.listing);
-        share.submit(
-            1,
-            message(wire::opcode::READDIR, &[handle, 0, 4096, 0, 0]),
-            4096,
-        );
+        share.submit(1, message(opcode::READDIR, &[handle, 0, 4096, 0, 0]), 4096);
         for token in 2..10 {
-            share.submit(token, message(wire::opcode::GETATTR, &[0, 0]), 4096);
+            share.submit(token, message(opcode::GETATTR, &[0, 0]), 4096);
             assert_eq!(wait(&share)[0].token, token);
         }
         share.reset();
@@ -217,6 +220,40 @@ mod tests {
         assert_eq!(share.completed(), []);
         drop(old);
         assert_eq!(share.session.budget().left(), 10);
+    }
+
+    #[test]
+    fn of_two_shares_the_one_that_holds_more_gives_up() {
+        let budget = Budget::new(10);
+        let scratch = tempfile::tempdir().unwrap();
+        let shares = [(); 2].map(|()| {
+            Share::open(&Options {
+                path: scratch.path().into(),
+                read_only: false,
+                hidden: Vec::new(),
+                budget: budget.clone(),
+            })
+            .unwrap()
+        });
+        let [first, second] = shares.each_ref().map(|share| &share.session);
+        for (session, number, expected) in [
+            (first, 8, [8, 0]),
+            (second, 2, [8, 2]),
+            (second, 4, [6, 4]),
+            (first, 9, [6, 4]),
+            // Where both hold as much, it is the older one.
+            (second, 9, [4, 6]),
+        ] {
+            for number in 0..number {
+                let name = std::ffi::CString::new(number.to_string()).unwrap();
+                std::fs::write(scratch.path().join(name.to_str().unwrap()), "").unwrap();
+                let root = session.root();
+                let (fd, stat) = session.look(root.as_fd(), root.id, &name).unwrap();
+                let place = nodes::Place::new(wire::ROOT, &name);
+                session.remember(fd, &stat, place).unwrap();
+            }
+            assert_eq!([first.spare(), second.spare()], expected);
+        }
     }
 
     #[test]

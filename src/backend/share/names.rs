@@ -4,13 +4,14 @@ use std::ffi::CStr;
 use std::os::fd::AsFd;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, RenameFlags, Statx, StatxFlags, chmod, linkat, mkdirat, mknodat,
+    AtFlags, CWD, FileType, Mode, RenameFlags, Statx, chmod, linkat, mkdirat, mknodat,
     renameat_with, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
+use super::node::{Id, Node, WANTED, status};
+use super::nodes::Place;
 use super::server::{Call, Server, path};
-use super::session::{Id, Node};
 use super::wire::ENTRY_LEN;
 
 /// The permission bits of a mode, with set-user-ID, set-group-ID and sticky.
@@ -68,7 +69,7 @@ impl Server {
         let directory = call.node()?;
         self.hidden.may_make(directory.id, name)?;
         self.host.create_as(call.caller, || make(&directory))?;
-        let (number, stat) = self.find(call.session, directory.as_fd(), directory.id, name)?;
+        let (number, stat) = call.find(&directory, name)?;
         let stat = match FileType::from_raw_mode(stat.stx_mode.into()) {
             FileType::Symlink => stat,
             _ => self.mend(&*call.session.node(number)?, stat, mode)?,
@@ -86,7 +87,7 @@ impl Server {
         }
         // Refused on file systems that keep no permissions. Then it has what it has.
         let _ = chmod(path(&fd), has | missing);
-        super::server::status(fd.as_fd())
+        status(fd.as_fd())
     }
 
     /// UNLINK and RMDIR: name.
@@ -94,21 +95,30 @@ impl Server {
         let name = call.body.name()?;
         call.body.end()?;
         let directory = call.node()?;
-        self.may_move(&directory, name)?;
-        unlinkat(&*directory, name, flags)
+        let found = self.may_move(&directory, name)?;
+        // With its last name goes the way to open it again.
+        let last = found.filter(is_last_name);
+        let kept = last.and_then(|stat| call.session.keep_node(&directory, name, &stat));
+        unlinkat(&*directory, name, flags)?;
+        if let Some(kept) = kept {
+            call.session.removed(&kept);
+        }
+        Ok(())
     }
 
-    /// That what is hidden stays where it is, and stays hidden.
-    fn may_move(&self, directory: &Node, name: &CStr) -> Result<(), Errno> {
+    /// That what is hidden stays where it is, and stays hidden. The result is what has the name.
+    fn may_move(&self, directory: &Node, name: &CStr) -> Result<Option<Statx>, Errno> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let found = statx(directory, name, flags, StatxFlags::BASIC_STATS);
-        let found = found.ok().map(|stat| Id::of(&stat));
-        self.hidden.may_move(directory.id, name, found)
+        let found = statx(directory, name, flags, WANTED).ok();
+        let id = found.as_ref().map(Id::of);
+        self.hidden.may_move(directory.id, name, id)?;
+        Ok(found)
     }
 
     /// RENAME: new directory, names. RENAME2: flags and padding after the directory. A whiteout would be a device node.
     pub(super) fn rename(&self, mut call: Call<'_>, with_flags: bool) -> Result<(), Errno> {
-        let to = call.session.node(call.body.u64()?)?;
+        let to_number = call.body.u64()?;
+        let to = call.session.node(to_number)?;
         let mut flags = RenameFlags::empty();
         if with_flags {
             flags = RenameFlags::from_bits_retain(call.body.u32()?);
@@ -120,9 +130,33 @@ impl Server {
         let (old, new) = (call.body.name()?, call.body.name()?);
         call.body.end()?;
         let from = call.node()?;
-        self.may_move(&from, old)?;
-        self.may_move(&to, new)?;
-        renameat_with(&*from, old, &*to, new, flags)
+        let moved = self.may_move(&from, old)?;
+        let there = self.may_move(&to, new)?;
+        // Nobody has to find them again while they are neither here nor there.
+        let session = call.session;
+        let kept = moved.and_then(|stat| session.keep_node(&from, old, &stat));
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let kept_there = there
+            .filter(|stat| exchange || is_last_name(stat))
+            .and_then(|stat| session.keep_node(&to, new, &stat));
+        renameat_with(&*from, old, &*to, new, flags)?;
+        match kept_there {
+            // Two names of one file: nothing has happened (rename(2)).
+            Some(there)
+                if kept
+                    .as_ref()
+                    .is_some_and(|kept| kept.number == there.number) =>
+            {
+                return Ok(());
+            }
+            Some(there) if exchange => session.moved(&there, Place::new(call.number, old)),
+            Some(there) => session.removed(&there),
+            None => {}
+        }
+        if let Some(kept) = kept {
+            session.moved(&kept, Place::new(to_number, new));
+        }
+        Ok(())
     }
 
     /// LINK: the node that gets another name, the name.
@@ -140,7 +174,12 @@ impl Server {
             name,
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        let (number, stat) = self.find(call.session, directory.as_fd(), directory.id, name)?;
+        let (number, stat) = call.find(&directory, name)?;
         call.answer.entry(number, &stat)
     }
+}
+
+/// Whether a file is gone when it loses one name. One that has others is found by them.
+fn is_last_name(stat: &Statx) -> bool {
+    stat.stx_nlink <= 1 || FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory
 }

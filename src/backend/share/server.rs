@@ -1,7 +1,7 @@
 //! The file system that a guest sees: each request, and what it does to the host.
 //!
-//! It is a *pass-through*: a node is a descriptor of a host's file, and a request becomes the system call of the same name
-//! on it. What keeps a guest inside the shared directory is that a name is one component that is looked up in the
+//! It is a *pass-through*: a descriptor of a host's file stands for a node, and a request becomes the system call of the same
+//! name on it. What keeps a guest inside the shared directory is that a name is one component that is looked up in the
 //! descriptor of its directory without following links (`O_NOFOLLOW`), and never `..`. A symbolic link is
 //! text, which the guest resolves on its own side. Swapping a directory for a link while a request runs gains nothing,
 //! because a descriptor goes on standing for what it was opened as.
@@ -23,18 +23,16 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, Statx, StatxFlags, fstatfs, openat,
-    statx,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, PROC_SUPER_MAGIC, Statx, fstatfs, openat};
 use rustix::io::Errno;
 
 use super::caller::Host;
 use super::hidden::Hidden;
-use super::session::{Id, Node, Session};
-use super::wire::{
-    ANSWER_HEADER_LEN, ATTR_LEN, Answer, Body, Caller, DATA_MAX, ENTRY_LEN, Header, opcode,
-};
+use super::node::{Id, Node};
+use super::nodes::Place;
+use super::opcode;
+use super::session::Session;
+use super::wire::{ANSWER_HEADER_LEN, ATTR_LEN, Answer, Body, Caller, DATA_MAX, ENTRY_LEN, Header};
 
 /// The protocol version: 7.33.
 const MAJOR: u32 = 7;
@@ -117,6 +115,24 @@ impl Call<'_> {
     /// The node that the request is about.
     pub fn node(&self) -> Result<Arc<Node>, Errno> {
         self.session.node(self.number)
+    }
+
+    /// Looks a name up in the directory that the request is about, and counts the node that it leads to.
+    pub fn find(&self, directory: &Node, name: &CStr) -> Result<(u64, Statx), Errno> {
+        self.find_in(directory.as_fd(), directory.id, name)
+    }
+
+    /// The same by a descriptor of the directory.
+    pub fn find_in(
+        &self,
+        directory: BorrowedFd<'_>,
+        id: Id,
+        name: &CStr,
+    ) -> Result<(u64, Statx), Errno> {
+        let (fd, stat) = self.session.look(directory, id, name)?;
+        let place = Place::new(self.number, name);
+        let number = self.session.remember(fd, &stat, place)?;
+        Ok((number, stat))
     }
 }
 
@@ -207,30 +223,11 @@ impl Server {
         call.body.end()?;
         call.answer.needs(ENTRY_LEN)?;
         let directory = call.node()?;
-        match self.find(call.session, directory.as_fd(), directory.id, name) {
+        match call.find(&directory, name) {
             Ok((number, stat)) => call.answer.entry(number, &stat),
             Err(Errno::NOENT) => call.answer.no_entry(),
             Err(error) => Err(error),
         }
-    }
-
-    /// Looks a name up in a directory and counts the node that it leads to.
-    pub(super) fn find(
-        &self,
-        session: &Session,
-        directory: BorrowedFd<'_>,
-        id: Id,
-        name: &CStr,
-    ) -> Result<(u64, Statx), Errno> {
-        if self.hidden.has_name(id, name) {
-            return Err(Errno::NOENT);
-        }
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(directory, name, flags, Mode::empty())?;
-        let stat = status(fd.as_fd())?;
-        self.hidden.admit(id, name, Id::of(&stat))?;
-        let number = session.remember(fd, &stat)?;
-        Ok((number, stat))
     }
 
     /// Opens a file that the guest knows of. See the head of this file for what is refused.
@@ -260,13 +257,6 @@ impl Server {
 /// kernel goes there directly and does not follow a link that it may be.
 pub(super) fn path(fd: impl AsFd) -> String {
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
-}
-
-/// Attributes of what a descriptor stands for.
-pub(super) fn status(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    statx(fd, c"", flags, wanted)
 }
 
 /// Whether a request of this kind always changes something. OPEN does only with some flags. (IOCTL is not served at all;

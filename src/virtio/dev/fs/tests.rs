@@ -1,6 +1,7 @@
 //! A guest's kernel at work in a shared directory, in raw messages.
 
 mod confined;
+mod descriptors;
 mod files;
 mod hidden;
 mod hostile;
@@ -14,50 +15,10 @@ use rustix::time::Timespec;
 use tempfile::TempDir;
 
 use super::*;
+use crate::backend::share::opcode::*;
 use crate::backend::share::{Budget, Options};
 use crate::virtio::TRANSPORT_FEATURES;
 use crate::virtio::driver::{Driver, Used};
-
-const LOOKUP: u32 = 1;
-const FORGET: u32 = 2;
-const GETATTR: u32 = 3;
-const SETATTR: u32 = 4;
-const READLINK: u32 = 5;
-const SYMLINK: u32 = 6;
-const MKNOD: u32 = 8;
-const MKDIR: u32 = 9;
-const UNLINK: u32 = 10;
-const RMDIR: u32 = 11;
-const RENAME: u32 = 12;
-const LINK: u32 = 13;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
-const STATFS: u32 = 17;
-const RELEASE: u32 = 18;
-const FSYNC: u32 = 20;
-const SETXATTR: u32 = 21;
-const GETXATTR: u32 = 22;
-const LISTXATTR: u32 = 23;
-const REMOVEXATTR: u32 = 24;
-const FLUSH: u32 = 25;
-const INIT: u32 = 26;
-const OPENDIR: u32 = 27;
-const READDIR: u32 = 28;
-const RELEASEDIR: u32 = 29;
-const FSYNCDIR: u32 = 30;
-const SETLKW: u32 = 33;
-const CREATE: u32 = 35;
-const INTERRUPT: u32 = 36;
-const DESTROY: u32 = 38;
-const IOCTL: u32 = 39;
-const BATCH_FORGET: u32 = 42;
-const FALLOCATE: u32 = 43;
-const READDIRPLUS: u32 = 44;
-const RENAME2: u32 = 45;
-const LSEEK: u32 = 46;
-const COPY_FILE_RANGE: u32 = 47;
-const TMPFILE: u32 = 51;
 
 const ROOT: u64 = 1;
 const HIPRIO: usize = 0;
@@ -136,8 +97,11 @@ impl Rig {
 
     /// With `hidden` names below the shared directory, or paths.
     fn hiding(scratch: TempDir, read_only: bool, budget: usize, hidden: &[&str]) -> Rig {
+        Rig::drawing_on(&Budget::new(budget), scratch, read_only, hidden)
+    }
+
+    fn drawing_on(budget: &Budget, scratch: TempDir, read_only: bool, hidden: &[&str]) -> Rig {
         let path = scratch.path().join("shared");
-        let budget = Budget::new(budget);
         let share = Share::open(&Options {
             path: path.clone(),
             read_only,
@@ -149,7 +113,7 @@ impl Rig {
         Rig {
             device,
             driver,
-            budget,
+            budget: budget.clone(),
             path,
             caller: (0, 0),
             _scratch: scratch,

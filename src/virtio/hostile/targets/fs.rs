@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::super::operation::Operation;
 use super::super::{Probe, Seed, Subject, Target};
 use super::{request, scratch, served};
+use crate::backend::share::opcode::*;
 use crate::backend::share::{Budget, Options, Share};
 use crate::virtio::dev::fs::Fs;
 
@@ -18,39 +19,6 @@ use crate::virtio::dev::fs::Fs;
 const DESCRIPTORS: usize = 64;
 /// Attempts to remove the directory, in which a last request may be at work.
 const ATTEMPTS: usize = 1000;
-
-// What a message asks for (`enum fuse_opcode`).
-const LOOKUP: u32 = 1;
-const FORGET: u32 = 2;
-const GETATTR: u32 = 3;
-const SETATTR: u32 = 4;
-const READLINK: u32 = 5;
-const SYMLINK: u32 = 6;
-const MKNOD: u32 = 8;
-const MKDIR: u32 = 9;
-const UNLINK: u32 = 10;
-const RENAME: u32 = 12;
-const LINK: u32 = 13;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
-const STATFS: u32 = 17;
-const RELEASE: u32 = 18;
-const FSYNC: u32 = 20;
-const SETXATTR: u32 = 21;
-const GETXATTR: u32 = 22;
-const LISTXATTR: u32 = 23;
-const INIT: u32 = 26;
-const OPENDIR: u32 = 27;
-const READDIR: u32 = 28;
-const CREATE: u32 = 35;
-const DESTROY: u32 = 38;
-const BATCH_FORGET: u32 = 42;
-const FALLOCATE: u32 = 43;
-const READDIRPLUS: u32 = 44;
-const RENAME2: u32 = 45;
-const LSEEK: u32 = 46;
-const COPY_FILE_RANGE: u32 = 47;
 
 /// The directory itself, and what the first LOOKUP and the first OPEN give.
 const ROOT: u64 = 1;

@@ -265,40 +265,6 @@ fn a_read_only_share_refuses_every_change() {
 }
 
 #[test]
-fn a_guest_without_descriptors_left_is_told_so_and_goes_on() {
-    let mut rig = Rig::unmounted(false, 3);
-    rig.mount();
-    for text in ["a", "b", "c", "d"] {
-        rig.write_file(text, b"x");
-    }
-    let (a, _) = rig.lookup(ROOT, "a").unwrap();
-    rig.lookup(ROOT, "b").unwrap();
-    let handle = rig.open(a, RDONLY).unwrap();
-    assert_eq!(rig.lookup(ROOT, "c").unwrap_err(), libc::ENFILE);
-    assert_eq!(rig.open(a, RDONLY), Err(libc::ENFILE));
-    assert_eq!(rig.ask(OPENDIR, ROOT, &[&[0; 8]]), Err(libc::ENFILE));
-    rig.lookup(ROOT, "b").unwrap();
-    rig.read(a, handle, 0, 1).unwrap();
-    let release = bytes!(handle, 0_u32, 0_u32, 0_u64);
-    rig.ask(RELEASE, a, &[&release]).unwrap();
-    // A list of names is complete although nodes are not to be had for all of them.
-    let directory = u64_at(&rig.ask(OPENDIR, ROOT, &[&[0; 8]]).unwrap(), 0);
-    let body = bytes!(directory, 0_u64, 2000_u32, 0_u32, 0_u64, 0_u32, 0_u32);
-    let listed = rig.ask(READDIRPLUS, ROOT, &[&body]).unwrap();
-    let listed = entries(&listed, true);
-    assert_eq!(listed.len(), 6);
-    assert_eq!(listed.iter().filter(|entry| entry.0 != 0).count(), 2);
-    let release = bytes!(directory, 0_u32, 0_u32, 0_u64);
-    rig.ask(RELEASEDIR, ROOT, &[&release]).unwrap();
-    assert_eq!(rig.create(ROOT, "c", RDWR, 0o600), Err(libc::ENFILE));
-    assert_eq!(
-        rig.budget.left(),
-        1,
-        "the node that has no handle is not kept"
-    );
-}
-
-#[test]
 fn the_hosts_processes_are_not_served_below_a_shared_root() {
     let budget = Budget::new(100);
     let share = Share::open(&Options {

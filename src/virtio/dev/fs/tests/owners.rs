@@ -121,3 +121,46 @@ fn a_directory_that_may_not_be_read_is_told() {
         assert!(sentence.contains("no permission to read"), "{sentence}");
     });
 }
+
+#[test]
+fn a_directory_whose_entries_may_not_be_looked_up_is_listed_all_the_same() {
+    as_somebody(|| {
+        let mut rig = Rig::new();
+        fs::create_dir(rig.at("d")).unwrap();
+        rig.write_file("d/a", b"");
+        fs::set_permissions(rig.at("d"), fs::Permissions::from_mode(0o600)).unwrap();
+        let (directory, _) = rig.lookup(ROOT, "d").unwrap();
+        assert_eq!(rig.lookup(directory, "a").unwrap_err(), libc::EACCES);
+        let handle = u64_at(&rig.ask(OPENDIR, directory, &[&[0; 8]]).unwrap(), 0);
+        let body = bytes!(handle, 0_u64, 2000_u32, 0_u32, 0_u64, 0_u32, 0_u32);
+        let listed = rig.ask(READDIRPLUS, directory, &[&body]).unwrap();
+        let listed = entries(&listed, true);
+        let found = listed.iter().find(|entry| entry.4 == "a");
+        assert_eq!(found.unwrap().0, 0, "without a node");
+        fs::set_permissions(rig.at("d"), fs::Permissions::from_mode(0o700)).unwrap();
+    });
+}
+
+#[test]
+fn in_a_home_that_may_not_be_read_secrets_are_hidden_all_the_same() {
+    as_somebody(|| {
+        let scratch = tempfile::tempdir().unwrap();
+        let shared = scratch.path().join("shared");
+        for directory in ["home", "dots/ssh"] {
+            fs::create_dir_all(shared.join(directory)).unwrap();
+        }
+        std::os::unix::fs::symlink("../dots/ssh", shared.join("home/.ssh")).unwrap();
+        fs::set_permissions(shared.join("home"), fs::Permissions::from_mode(0o300)).unwrap();
+        // So many names that a list of what there is would be asked for.
+        let names: Vec<String> = (0..50).map(|number| format!("home/.{number}")).collect();
+        let mut hidden: Vec<&str> = names.iter().map(|name| &**name).collect();
+        hidden.push("home/.ssh");
+        let mut rig = Rig::hiding(scratch, false, 100, &hidden);
+        rig.mount();
+        let (dots, _) = rig.lookup(ROOT, "dots").unwrap();
+        assert_eq!(rig.lookup(dots, "ssh").unwrap_err(), libc::ENOENT);
+        let (home, _) = rig.lookup(ROOT, "home").unwrap();
+        assert_eq!(rig.lookup(home, ".ssh").unwrap_err(), libc::ENOENT);
+        fs::set_permissions(rig.at("home"), fs::Permissions::from_mode(0o700)).unwrap();
+    });
+}
