@@ -7,16 +7,15 @@ use crate::vm::{Pattern, Step};
 /// The two flags, as clap knows them.
 #[derive(Args)]
 struct Flags {
-    /// Wait until the guest prints what matches REGEX. Together with --send; see below
+    /// Wait until the guest's console prints what matches REGEX: a step, see below. Several, with --send, are done in order
     ///
-    /// With --send, steps in the order of the command line, each after the one before it. An --expect sees what came
-    /// after the last match. If it is the last step, the guest is switched off there and the run has succeeded. A guest
-    /// that ends before all steps were done fails the run.
+    /// In the syntax of Rust's crate `regex`, on bytes: . \w \d \s \b are ASCII. A pattern with long counted repetitions
+    /// such as {0,200} may be too large.
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true, value_parser = Pattern::new)]
     expect: Vec<Pattern>,
-    /// Type TEXT at the guest's console, with \n, \r, \t, \e, \\ and \xNN for what they are. Together with --expect
+    /// Type TEXT at the guest's console: a step, see below. \n is the Enter key, which is not added by itself
     ///
-    /// Nothing is added: a line ends with \n, as with the Enter key. Until all steps are done, standard input waits.
+    /// There are also \r, \t, \e (Escape), \\ and \xNN (\x03 is Ctrl-C). The guest takes it at its own pace.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = parse_text)]
     send: Vec<Text>,
 }

@@ -146,3 +146,43 @@ fn commands_piped_to_the_shell_are_run() {
     assert!(text.contains("sum=42"), "{text}\n{stderr}");
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_conversation_with_a_shell_ends_with_what_was_waited_for() {
+    let output = Command::new(binary())
+        .args(["run", "--timeout", "60s", "-p", "quiet", "--json", "-k"])
+        .arg(Kernel::Debian61.image())
+        .arg("-i")
+        .arg(asset("SARANG_INITRD"))
+        .args(["--expect", "guest# ", "--send", r"echo $((6*7))\n"])
+        .args(["--expect", r"^(\d+)$"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}\n{stderr}");
+    let report = text.lines().last().unwrap();
+    assert!(report.contains(r#""outcome":"expected""#), "{report}");
+    assert!(
+        report.contains(r#"{"text":"42","groups":["42"]}"#),
+        "{report}"
+    );
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_conversation_with_a_shell_can_leave_the_end_to_the_guest() {
+    let output = Command::new(binary())
+        .args(["run", "--timeout", "60s", "-p", "quiet", "-k"])
+        .arg(Kernel::Debian61.image())
+        .arg("-i")
+        .arg(asset("SARANG_INITRD"))
+        .args(["--expect", "guest# ", "--send", r"poweroff -f\n"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+}

@@ -237,3 +237,46 @@ fn a_pseudo_terminal_keeps_what_was_printed_before_anyone_came() {
     }
     drop(running.stop());
 }
+
+#[test]
+fn a_typist_goes_before_the_host_and_loses_nothing_to_a_slow_guest() {
+    let (reader, writer) = pipe();
+    let mut console = Console::over(Some(reader), None).unwrap();
+    let typist = console.typist();
+    let text: Vec<u8> = (0..20_000_u32).map(|i| (i % 253) as u8).collect();
+    typist.write(&text[..7]);
+    let running = run(console);
+    let queue = running.console.input();
+    std::fs::File::from(writer).write_all(b"host").unwrap();
+    typist.write(&text[7..]);
+    let take = |count: usize| {
+        let mut got = Vec::new();
+        wait_until("typed", || !queue.is_empty());
+        while got.len() < count {
+            match queue.pop() {
+                Some(byte) => got.push(byte),
+                None => std::thread::yield_now(),
+            }
+        }
+        got
+    };
+    assert!(take(text.len()) == text);
+    assert!(running.serial.input.load(Ordering::SeqCst));
+    // The pipe has been ready all the time.
+    typist.write(b"last ");
+    typist.leave();
+    assert_eq!(take(9), b"last host");
+    drop(running.stop());
+}
+
+#[test]
+fn a_console_without_input_can_be_typed_at() {
+    let mut console = Console::open(&Kind::Off).unwrap();
+    let typist = console.typist();
+    let running = run(console);
+    typist.write(b"x");
+    typist.leave();
+    let queue = running.console.input();
+    wait_until("typed", || queue.pop() == Some(b'x'));
+    drop(running.stop());
+}
