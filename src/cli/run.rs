@@ -63,17 +63,17 @@ Each card also takes [,mac=MAC][,bw=RATE][,iops=N][,worker=own]. Without mac=, i
 from --name and its place, and is always the same; bw (bytes a second: 500K, 100M) and iops (frames
 a second) limit each direction; worker=own gives it a thread of its own.
 
-A test talks to a guest over its console with --expect and --send, steps in the order of the command line:
+A test talks to a guest over its console, in steps that are done in the order of the command line:
   --expect 'login: ' --send 'root\\n' --expect '# ' --send 'poweroff\\n'
-Each step waits for the one before it. If the last is an --expect, the run ends when that is seen: the guest is
-switched off at once, and the code is 0. If it is a --send, standard input is the guest's from there on, and
-the guest ends the run itself. A guest that ends with code 0 before all steps were done makes it 1; other
-ends and --timeout keep their codes. Then standard error has the step and the last lines of the console.
-An --expect sees what was printed after the last match, and matches as soon as there is a match whatever
-comes next: [0-9]+ is content with one digit, [0-9]+$ with the whole number at the end of a line. ^ and $
-are the ends of lines, and a carriage return is part of a line's end; (?s) lets . match these as well. What is typed
-before a guest reads its console may be lost, as on hardware: expect a prompt first. --json has what matched
-and its groups, the last 64 KiB of each match.
+If the last step is an --expect, the guest is switched off when that is seen, and the code is 0. If it
+is a --send, the guest has standard input from there on, and ends the run itself. A guest that ends
+before all steps are done fails: the code is 1 where it would be 0, and standard error has the step and
+the last lines of the console.
+An --expect looks at what was printed after the last match, the guest's echo of what was typed
+included. It matches as soon as it can: [0-9]+ takes one digit, [0-9]+$ the number at the end of a line.
+^ and $ are the borders of lines, to whose ends a carriage return belongs. --json has what matched, up
+to its last 64 KiB, and the groups. A guest that does not read its console yet may lose what is typed,
+as on hardware: expect a prompt first.
 
 A directory is shared with --share and mounted in the guest: mount -t virtiofs TAG /mnt
 
@@ -81,10 +81,10 @@ With --vsock, a program of the host reaches the guest's port 52 through the sock
 writes the line `CONNECT 52` and reads `OK PORT`; the guest reaches port 52 of the host (CID 2) if a
 program listens at the socket DIR/vsock_52. Without path=, DIR is made and removed, and is shown.
 
-Exit codes: 0 powered off or rebooted, or the last --expect was seen, 1 ended before that, 80 kernel panic,
-81 triple fault, 82 KVM could not go on, 124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose
-its own by the exit port. With a command: its own, 128+N if signal N killed it, 126 if it cannot be executed,
-127 if it is not there.
+Exit codes: 0 powered off, rebooted, or the last --expect was seen; 1 ended before that, 80 kernel
+panic, 81 triple fault, 82 KVM could not go on, 124 timeout, 125 sarang failed, 130/143 stopped; a guest
+may choose its own by the exit port. With a command: its own, 128+N if signal N killed it, 126 if it
+cannot be executed, 127 if it is not there.
 
 Examples:
   sarang run -- uname -a
@@ -104,7 +104,7 @@ Examples:
   sarang run -k vmlinuz -i initrd.img --vsock 3,path=/run/vm1
   sarang run -k kernel.elf --timeout 30s --expect '^all tests passed$'
   sarang run -k vmlinuz --root-disk root.img --timeout 2m --json \\
-    --expect 'login: ' --send 'root\\n' --expect '# ' --send 'uname -r\\n' --expect '^([0-9.]+)\\S*$'
+    --expect 'login: ' --send 'root\\n' --expect '# ' --send 'uname -r\\n' --expect '^(\\d.*)$'
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
