@@ -1,6 +1,7 @@
 //! The console over pipes, files and pseudo-terminals: nothing lost, nobody stalled, every terminal put back.
 
 use super::*;
+use crate::backend::INPUT_CAPACITY;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -278,5 +279,29 @@ fn a_console_without_input_can_be_typed_at() {
     typist.leave();
     let queue = running.console.input();
     wait_until("typed", || queue.pop() == Some(b'x'));
+    drop(running.stop());
+}
+
+#[test]
+fn keys_wait_for_a_typist_to_leave() {
+    let (reader, writer) = pipe();
+    let unread = rustix::io::fcntl_dupfd_cloexec(&reader, 3).unwrap();
+    let source = Source {
+        fd: Arc::new(reader),
+        typed: true,
+    };
+    let mut console = Console::new(None, Some(source), None, false).unwrap();
+    let typist = console.typist();
+    let running = run(console);
+    let queue = running.console.input();
+    std::fs::File::from(writer).write_all(b"keys").unwrap();
+    wait_until("read, for the keys of the VMM", || {
+        rustix::io::ioctl_fionread(&unread).unwrap() == 0
+    });
+    typist.write(b"first ");
+    typist.leave();
+    wait_until("typed", || queue.room() == INPUT_CAPACITY - 10);
+    let got: Vec<u8> = std::iter::from_fn(|| queue.pop()).collect();
+    assert_eq!(got, b"first keys");
     drop(running.stop());
 }
