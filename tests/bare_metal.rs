@@ -134,6 +134,164 @@ fn what_is_piped_in_comes_back_by_interrupt() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// Runs a guest that is talked to, and gives its exit code, its report and what is on standard error.
+fn talk(name: &str, flags: &[&str]) -> (Option<i32>, serde_json::Value, String) {
+    let output = run(name, &[flags, &["--json"]].concat());
+    let text = stdout(&output);
+    let line = text.lines().last().unwrap_or_default();
+    let report = serde_json::from_str(line).unwrap_or_else(|_| panic!("{output:?}"));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), report, stderr)
+}
+
+#[test]
+fn a_conversation_ends_with_what_was_waited_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = format!("file={}", scratch.path().join("log").display());
+    // More than fits into the queue and the FIFO, typed before the guest listens: nothing of it may be lost.
+    let long = "x".repeat(5000);
+    for console in ["stdio", "off", "pty", &file] {
+        let (code, report, _) = talk(
+            "echo",
+            &[
+                "--console",
+                console,
+                "--send",
+                &long,
+                "--expect",
+                "echo: ready",
+                "--send",
+                "!\\n",
+                "--expect",
+                "^(x+)!$",
+                "--send",
+                r"\x32+3\r\n",
+                "--expect",
+                r"^(\d)\+3$",
+            ],
+        );
+        assert_eq!(code, Some(0), "{console}: {report}");
+        assert_eq!(report["outcome"], "expected", "{console}");
+        assert_eq!(report["script"]["done"], 6);
+        let matches = &report["script"]["matches"];
+        assert_eq!(matches[1]["groups"], serde_json::json!([long]));
+        assert_eq!(matches[2]["text"], "2+3");
+        assert_eq!(matches[2]["groups"], serde_json::json!(["2"]));
+    }
+}
+
+#[test]
+fn a_conversation_that_ends_with_typing_leaves_the_end_to_the_guest() {
+    let steps = ["--expect", "ready", "--send", r"bye\x04"];
+    let (code, report, stderr) = talk("echo", &steps);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(report["outcome"], "powered-off");
+    assert_eq!(report["script"]["done"], 2);
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+}
+
+#[test]
+fn what_the_host_sends_comes_after_the_steps() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, "echo");
+    let mut child = sarang(&["run", "--timeout", "120s", "-k", kernel.to_str().unwrap()])
+        .args([
+            "--expect", "ready", "--send", "first", "--expect", "first", "--send", " second",
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b" third\x04")
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(stdout(&output), "echo: ready\nfirst second third");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_guest_that_ends_too_early_fails_with_the_step_and_its_last_words() {
+    for (name, flags, exit_code, outcome, said) in [
+        (
+            "hello",
+            &[][..],
+            1,
+            "not-expected",
+            "  Hello from a guest with no operating system!",
+        ),
+        (
+            "triplefault",
+            &[],
+            81,
+            "triple-faulted",
+            "  triplefault: jumping off",
+        ),
+        ("exit", &[], 42, "exited", ""),
+        (
+            "spin",
+            &["--console", "virtio,off"],
+            124,
+            "timed-out",
+            "  spin: running",
+        ),
+    ] {
+        let scratch = tempfile::tempdir().unwrap();
+        let kernel = guest(&scratch, name);
+        let output = sarang(&["run", "-k", kernel.to_str().unwrap(), "--json"])
+            .args(["--timeout", if name == "spin" { "1s" } else { "120s" }])
+            .args(["--send", "x", "--expect", "no such (thing)"])
+            .args(flags)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(exit_code), "{name}: {stderr}");
+        let report: serde_json::Value =
+            serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+        assert_eq!(report["outcome"], outcome);
+        assert_eq!(report["script"]["waiting_for"], "no such (thing)");
+        let sentence = "sarang: step 2 of 2, --expect 'no such (thing)', was not seen";
+        let mut lines = stderr
+            .lines()
+            .skip_while(|line| !line.starts_with(sentence));
+        let end = match said {
+            "" => "; the guest's console said nothing",
+            _ => "; the guest's console said last:",
+        };
+        assert_eq!(lines.next(), Some(format!("{sentence}{end}").as_str()));
+        let last = lines.last().unwrap_or_default();
+        assert!(last.starts_with(said), "{name}: {stderr}");
+    }
+}
+
+#[test]
+fn a_guest_that_prints_without_end_is_searched_without_end() {
+    let scratch = tempfile::tempdir().unwrap();
+    let kernel = guest(&scratch, "flood");
+    for console in ["off", "stdio"] {
+        let output = sarang(&["run", "--timeout", "2s", "-k", kernel.to_str().unwrap()])
+            .args([
+                "--console",
+                console,
+                "--expect",
+                r"(?s)(\w|\W)+no such thing$",
+            ])
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(124), "{stderr}");
+        assert!(
+            stderr.contains("was not seen; the guest's console said last:"),
+            "{stderr}"
+        );
+        assert!(stderr.lines().count() <= 14, "{stderr}");
+    }
+}
+
 #[test]
 fn a_guest_that_never_ends_meets_its_timeout() {
     let scratch = tempfile::tempdir().unwrap();

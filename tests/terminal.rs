@@ -56,6 +56,16 @@ fn the_keys_work_on_a_virtio_console_and_what_the_serial_port_prints_is_seen() {
 }
 
 #[test]
+fn the_keys_work_while_something_is_waited_for() {
+    let mut session = start_with("echo", "echo: ready", &["--expect", "never"]);
+    assert!(session.is_raw());
+    session.press(b"kept for afterwards\x01h");
+    session.expect("Ctrl-a x");
+    session.press(b"\x01x");
+    assert_eq!(session.end(), Some(130));
+}
+
+#[test]
 fn the_terminal_is_restored_when_the_guest_ends() {
     let mut session = start("echo", "echo: ready");
     session.press(b"\x04");

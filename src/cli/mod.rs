@@ -16,6 +16,7 @@ mod pmem;
 mod quantity;
 mod run;
 mod share;
+mod talk;
 mod vsock;
 
 use std::io::{self, Write};
@@ -194,6 +195,9 @@ mod tests {
             ("--vsock", "2", "is not a guest's CID"),
             ("--root-disk", "a.img,format=vmdk", "raw or qcow2"),
             ("--share", "dir,rw", "--share does not know `rw`"),
+            ("--expect", "a(", "unclosed group, at character 2"),
+            ("--expect", "x*", "nothing to wait for"),
+            ("--send", "\\q", "\\q means nothing"),
         ] {
             let error = Cli::try_parse_from(["sarang", "run", flag, value])
                 .err()

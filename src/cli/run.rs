@@ -14,6 +14,7 @@ use super::console;
 use super::kernels::{Found, Places};
 use super::net::{self, Cards, Network};
 use super::share::{self, Share};
+use super::talk::Talk;
 use super::{Result, USAGE, quantity, say, vsock};
 use crate::backend::console::{Console, Kind};
 use crate::guest::modules::Need;
@@ -29,6 +30,10 @@ const COMMAND_LINE: &str = "reboot=a panic=-1";
 
 /// Lines of the guest's console that are shown when a run fails.
 const LOG_LINES: usize = 40;
+/// The same, when it fails because a step was not done.
+const LAST_LINES: usize = 10;
+/// Characters of each of these.
+const LINE_MAX: usize = 200;
 
 /// Run a command in a guest, or boot a guest, and stay with it until it ends
 #[derive(Args)]
@@ -58,15 +63,28 @@ Each card also takes [,mac=MAC][,bw=RATE][,iops=N][,worker=own]. Without mac=, i
 from --name and its place, and is always the same; bw (bytes a second: 500K, 100M) and iops (frames
 a second) limit each direction; worker=own gives it a thread of its own.
 
+A test talks to a guest over its console, in steps that are done in the order of the command line:
+  --expect 'login: ' --send 'root\\n' --expect '# ' --send 'poweroff\\n'
+If the last step is an --expect, the guest is switched off when that is seen, and the code is 0. If it
+is a --send, the guest has standard input from there on, and ends the run itself. A guest that ends
+before all steps are done fails: the code is 1 where it would be 0, and standard error has the step and
+the last lines of the console.
+An --expect looks at what was printed after the last match, the guest's echo of what was typed
+included. It matches as soon as it can: [0-9]+ takes one digit, [0-9]+$ the number at the end of a line.
+^ and $ are the borders of lines, to whose ends a carriage return belongs. --json has what matched, up
+to its last 64 KiB, and the groups. A guest that does not read its console yet may lose what is typed,
+as on hardware: expect a prompt first.
+
 A directory is shared with --share and mounted in the guest: mount -t virtiofs TAG /mnt
 
 With --vsock, a program of the host reaches the guest's port 52 through the socket DIR/vsock: it
 writes the line `CONNECT 52` and reads `OK PORT`; the guest reaches port 52 of the host (CID 2) if a
 program listens at the socket DIR/vsock_52. Without path=, DIR is made and removed, and is shown.
 
-Exit codes: 0 powered off or rebooted, 80 kernel panic, 81 triple fault, 82 KVM could not go on,
-124 timeout, 125 sarang failed, 130/143 stopped; a guest may choose its own by the exit port. With a
-command: its own, 128+N if signal N killed it, 126 if it cannot be executed, 127 if it is not there.
+Exit codes: 0 powered off, rebooted, or the last --expect was seen; 1 ended before that, 80 kernel
+panic, 81 triple fault, 82 KVM could not go on, 124 timeout, 125 sarang failed, 130/143 stopped; a guest
+may choose its own by the exit port. With a command: its own, 128+N if signal N killed it, 126 if it
+cannot be executed, 127 if it is not there.
 
 Examples:
   sarang run -- uname -a
@@ -84,6 +102,9 @@ Examples:
   sarang run -k vmlinuz -i initrd.img --share src --share /srv/data,tag=data,ro
   sarang run -k vmlinuz --pmem root.ext4,ro -p 'root=/dev/pmem0 ro rootflags=dax'
   sarang run -k vmlinuz -i initrd.img --vsock 3,path=/run/vm1
+  sarang run -k kernel.elf --timeout 30s --expect '^all tests passed$'
+  sarang run -k vmlinuz --root-disk root.img --timeout 2m --json \\
+    --expect 'login: ' --send 'root\\n' --expect '# ' --send 'uname -r\\n' --expect '^(\\d.*)$'
   sarang run -k hello.elf --trace exits.txt")]
 pub(super) struct Arguments {
     /// Kernel: an ELF vmlinux, a bzImage, or any ELF with a PVH note
@@ -139,6 +160,8 @@ pub(super) struct Arguments {
     /// below
     #[arg(long, value_name = "[virtio,]WHERE", default_value = console::DEFAULT, value_parser = console::parse)]
     console: console::Flag,
+    #[command(flatten)]
+    talk: Talk,
     /// Network card: user[,hostfwd=HOST:GUEST], tap=NAME or none; see below. Several make several cards
     #[arg(long, value_name = "NET", value_parser = net::parse)]
     net: Vec<Network>,
@@ -214,6 +237,13 @@ pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
     let for_command = arguments.is_for_command();
     if for_command && arguments.root_disk.is_some() {
         say("sarang: --root-disk boots what is on a disk; a command takes its root by --root");
+        return Ok(USAGE);
+    }
+    if for_command && !arguments.talk.is_empty() {
+        say(
+            "sarang: --expect and --send talk to a guest that is booted with --kernel and --initrd or --root-disk; \
+             a command in a guest says by its status how it went",
+        );
         return Ok(USAGE);
     }
     let (cpus, ram_bytes) = arguments.size();
@@ -363,6 +393,7 @@ pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
         ports,
         pmem,
         session,
+        steps: arguments.talk.steps(),
     };
     let console = match (&arguments.console.kind, for_command) {
         // The command has the streams. What the kernel says is kept for when the run fails.
@@ -379,6 +410,11 @@ pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
     let report = machine.run()?;
     if for_command && !verbose {
         show_log(&report);
+    }
+    let on_stdout = !for_command && arguments.console.kind == Kind::Stdio;
+    if arguments.json && on_stdout && report.log.last().is_some_and(|byte| *byte != b'\n') {
+        // The guest's last line, a prompt for example, has not ended; the JSON is a line of its own.
+        let _ = writeln!(std::io::stdout());
     }
     finish(&report, arguments.json)
 }
@@ -488,6 +524,9 @@ fn resolved(
     if console != console::DEFAULT {
         flag("--console", &console);
     }
+    for (name, text) in arguments.talk.flags() {
+        flag(name, text);
+    }
     for pmem in &arguments.pmem {
         flag("--pmem", pmem.text());
     }
@@ -519,7 +558,56 @@ fn finish(report: &Report, json: bool) -> Result<u8> {
     } else if code != 0 && !report.outcome.is_programs_own() {
         say(&format!("sarang: {}", report.outcome));
     }
+    if code != 0 {
+        show_missing(report);
+    }
     Ok(code)
+}
+
+/// Says which step was waited for in vain, and what there was instead.
+fn show_missing(report: &Report) {
+    let Some(script) = &report.script else {
+        return;
+    };
+    let Some(regex) = &script.waiting_for else {
+        return;
+    };
+    let (step, steps) = (script.done.saturating_add(1), script.steps);
+    let lines = last_lines(&report.log);
+    let quoted = quoted(regex);
+    let until = if lines.is_empty() {
+        "; the guest's console said nothing"
+    } else {
+        "; the guest's console said last:"
+    };
+    say(&format!(
+        "sarang: step {step} of {steps}, --expect {quoted}, was not seen{until}"
+    ));
+    lines.iter().for_each(|line| say(&format!("  {line}")));
+}
+
+/// The last lines of what a guest printed, made safe for a terminal.
+fn last_lines(log: &[u8]) -> Vec<String> {
+    let log = String::from_utf8_lossy(log);
+    let lines = log.lines().map(str::trim_end);
+    let mut lines: Vec<String> = lines
+        .rev()
+        .skip_while(|line| line.is_empty())
+        .take(LAST_LINES)
+        .map(|line| {
+            let shown = line.chars().take(LINE_MAX);
+            shown.flat_map(visible).collect()
+        })
+        .collect();
+    lines.reverse();
+    lines
+}
+
+/// A character, or the escape that stands for one that would do something to a terminal.
+fn visible(c: char) -> impl Iterator<Item = char> {
+    let escaped = c.is_control().then(|| c.escape_default());
+    let plain = escaped.is_none().then_some(c);
+    escaped.into_iter().flatten().chain(plain)
 }
 
 #[cfg(test)]
@@ -584,6 +672,19 @@ mod tests {
                 shown
             );
         }
+    }
+
+    #[test]
+    fn the_last_lines_of_a_console_do_nothing_to_a_terminal() {
+        assert!(last_lines(b"").is_empty() && last_lines(b"\r\n\r\n").is_empty());
+        assert_eq!(
+            last_lines(b"one\r\ntwo \x1b[2J\x07\r\n\n"),
+            ["one", "two \\u{1b}[2J\\u{7}"]
+        );
+        let many = "\u{e9}\n".repeat(100) + &"x".repeat(1000);
+        let lines = last_lines(many.as_bytes());
+        assert_eq!(lines.len(), LAST_LINES);
+        assert_eq!(lines.last(), Some(&"x".repeat(LINE_MAX)));
     }
 
     #[test]

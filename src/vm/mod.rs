@@ -20,11 +20,15 @@ mod crash;
 mod log_tail;
 mod outcome;
 mod panic_watch;
+mod pattern;
+mod script;
 mod spec;
 mod wiring;
 
 pub use command::{CommandReport, PhaseReport};
 pub use outcome::{Outcome, StoppedBy};
+pub use pattern::{Match, Pattern, PatternError};
+pub use script::{MATCH_MAX, ScriptReport, Step};
 pub use spec::{ConsoleDevice, Image, Spec};
 
 use std::collections::VecDeque;
@@ -53,6 +57,7 @@ use crate::worker::threads::{OnFailure, Threads};
 use crate::worker::{self, EventLoop};
 use log_tail::LogTail;
 use panic_watch::PanicWatch;
+use script::Talk;
 use wiring::Wiring;
 
 /// How long a guest has between the power button and the hard stop.
@@ -108,6 +113,9 @@ pub struct Report {
     /// What came of the command, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<CommandReport>,
+    /// How far the steps have come, if there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub script: Option<ScriptReport>,
     /// The last that came from the console.
     #[serde(skip)]
     pub log: Vec<u8>,
@@ -131,6 +139,8 @@ enum Message {
     /// A file that the guest has as memory is not whole any more.
     FileCut,
     CommandOver,
+    /// The last of the steps was to wait for something, and it came.
+    Expected,
     WorkerFailed(String, io::Error),
 }
 
@@ -203,6 +213,8 @@ pub struct Machine {
     panic_watch: Arc<Mutex<PanicWatch>>,
     log: Arc<Mutex<LogTail>>,
     session: Option<exec::Handle>,
+    /// The steps and how far they have come, if there are any.
+    talk: Option<Talk>,
     /// The files that the guest has as memory.
     pmem: Vec<pmem::Mapping>,
 }
@@ -267,12 +279,18 @@ impl Machine {
         let panic_watch = Arc::new(Mutex::new(PanicWatch::default()));
         let log = Arc::new(Mutex::new(LogTail::default()));
         let (watch, tail, keys) = (Arc::clone(&panic_watch), Arc::clone(&log), handle.clone());
+        let steps = std::mem::take(&mut spec.steps);
+        let talk = (!steps.is_empty()).then(|| Talk::new(steps, console.typist(), handle.clone()));
+        let listener = talk.clone();
         console.attach(
             &mut worker,
             wiring::end(&board.com1, wiring.port.as_ref()),
             Box::new(move |bytes| {
                 lock(&watch).see(bytes);
                 lock(&tail).see(bytes);
+                if let Some(talk) = &listener {
+                    talk.see(bytes);
+                }
             }),
             Box::new(move |key| {
                 if key == Key::Quit {
@@ -298,6 +316,7 @@ impl Machine {
             panic_watch,
             log,
             session,
+            talk,
             pmem,
         })
     }
@@ -398,7 +417,7 @@ impl Machine {
         // A stopped guest's last words are worth waiting for, but a reader who never comes is not.
         let patience = matches!(
             ended,
-            Ok(Outcome::TimedOut { .. } | Outcome::Stopped { .. })
+            Ok(Outcome::TimedOut { .. } | Outcome::Stopped { .. } | Outcome::Expected)
         )
         .then_some(Duration::from_secs(1));
         self.console.finish(patience);
@@ -411,6 +430,13 @@ impl Machine {
             Some(progress) => command::outcome(outcome, progress, &lock(&self.log)),
             None => outcome,
         };
+        let (outcome, script) = match &self.talk {
+            Some(talk) => {
+                let (outcome, script) = talk.finish(outcome);
+                (outcome, Some(script))
+            }
+            None => (outcome, None),
+        };
         Ok(Report {
             exit_code: outcome.exit_code(),
             outcome,
@@ -421,6 +447,7 @@ impl Machine {
             cpu_ms: command::cpu_ms(),
             peak_memory_kib: command::peak_memory_kib(),
             command: progress.map(CommandReport::of),
+            script,
             log: lock(&self.log).bytes(),
             balloon,
         })
@@ -460,6 +487,7 @@ impl Machine {
                     Message::PowerButton => self.board.power.press_power_button(),
                     Message::Stop(by) => return Ok(Outcome::Stopped { by }),
                     Message::CommandOver => return Ok(Outcome::PoweredOff),
+                    Message::Expected => return Ok(Outcome::Expected),
                     Message::FileCut => self.check_files()?,
                     // The devices after the vCPUs, which might still ask something of them.
                     Message::Pause => {

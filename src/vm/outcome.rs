@@ -37,6 +37,10 @@ pub enum Outcome {
     CommandNotExecutable { message: String },
     /// The guest did not get as far as to run the command.
     GuestFailed { message: String },
+    /// What the last of the steps waited for was seen on the console, which ends the run.
+    Expected,
+    /// The guest ended in order, but before all steps were done.
+    NotExpected { guest: Box<Outcome> },
     /// Someone on the host ended the run before the guest did.
     Stopped { by: StoppedBy },
 }
@@ -57,6 +61,8 @@ impl Outcome {
     /// | code | outcome |
     /// | --- | --- |
     /// | 0 | powered off, or rebooted with nothing to reboot into |
+    /// | 0 | `--expect`, the last step, was seen |
+    /// | 1 | the guest ended with 0, but before all of `--expect` and `--send` were done |
     /// | N | the guest wrote N to the exit port |
     /// | 80, 81, 82 | kernel panic, triple fault, KVM could not go on |
     /// | N, 128+N | the command ended with status N, was killed by signal N |
@@ -66,7 +72,8 @@ impl Outcome {
     /// | 130, 143 | stopped from the host, as a shell reports SIGINT and SIGTERM |
     pub fn exit_code(&self) -> u8 {
         match self {
-            Outcome::PoweredOff | Outcome::Rebooted => 0,
+            Outcome::PoweredOff | Outcome::Rebooted | Outcome::Expected => 0,
+            Outcome::NotExpected { .. } => 1,
             Outcome::Exited { code } => *code,
             Outcome::CommandExited { status } => *status,
             Outcome::CommandKilled { signal, .. } => 128_u8.saturating_add(*signal),
@@ -128,6 +135,10 @@ impl fmt::Display for Outcome {
             Outcome::Panicked { message: None } => f.write_str("the guest kernel panicked"),
             Outcome::TripleFaulted => f.write_str("the guest triple-faulted"),
             Outcome::InternalError { report } => f.write_str(report),
+            Outcome::Expected => f.write_str("what was waited for was seen"),
+            Outcome::NotExpected { guest } => {
+                write!(f, "{guest}, which was not expected yet")
+            }
             Outcome::Stopped {
                 by: StoppedBy::Interrupt,
             } => f.write_str("the guest was stopped by an interrupt"),
@@ -166,6 +177,14 @@ mod tests {
                 Outcome::TripleFaulted,
                 81,
                 r#"{"outcome":"triple-faulted"}"#,
+            ),
+            (Outcome::Expected, 0, r#"{"outcome":"expected"}"#),
+            (
+                Outcome::NotExpected {
+                    guest: Box::new(Outcome::Exited { code: 0 }),
+                },
+                1,
+                r#"{"outcome":"not-expected","guest":{"outcome":"exited","code":0}}"#,
             ),
             (
                 Outcome::Stopped {

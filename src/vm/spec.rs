@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, Step};
 use crate::backend::pmem;
 use crate::backend::port::Port;
 use crate::guest::exec::Session;
@@ -68,6 +68,8 @@ pub struct Spec {
     pub pmem: Vec<pmem::File>,
     /// The command that the guest's plan has, if it has one. Its end is the run's end.
     pub session: Option<Session>,
+    /// A conversation over the console. When the last step waits for something, the run ends with it.
+    pub steps: Vec<Step>,
     /// Ends the run with [`super::Outcome::TimedOut`].
     pub timeout: Option<Duration>,
     /// Receives every exit.
@@ -89,6 +91,7 @@ impl Spec {
             console: ConsoleDevice::default(),
             ports: Vec::new(),
             session: None,
+            steps: Vec::new(),
             pmem: Vec::new(),
             timeout: None,
             trace: None,

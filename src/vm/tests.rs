@@ -64,6 +64,70 @@ fn a_reset_after_a_panic_message_is_the_panic() {
     assert_eq!(outcome(script), Outcome::Panicked { message });
 }
 
+/// What a run comes to whose guest does `script` while the machine goes through `steps`.
+fn talked(script: Vec<Step>, steps: &[(&str, &str)]) -> Report {
+    let steps = steps.iter().map(|(kind, text)| match *kind {
+        "expect" => script::Step::Expect(Pattern::new(text).unwrap()),
+        _ => script::Step::Send(text.as_bytes().to_vec()),
+    });
+    let spec = Spec {
+        steps: steps.collect(),
+        timeout: Some(Duration::from_secs(60)),
+        ..spec()
+    };
+    run(script, spec).0
+}
+
+#[test]
+fn the_last_thing_that_was_waited_for_ends_a_run_that_would_not_end() {
+    let report = talked(
+        printed("one: 1\r\nthen two"),
+        &[
+            ("expect", r"^(\w+): (\d)$"),
+            ("send", "x"),
+            ("expect", "two"),
+        ],
+    );
+    assert_eq!(report.outcome, Outcome::Expected);
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["outcome"], "expected");
+    let script = serde_json::json!({"steps": 3, "done": 3, "matches": [
+        {"text": "one: 1", "groups": ["one", "1"]},
+        {"text": "two", "groups": []},
+    ]});
+    assert_eq!(json["script"], script);
+}
+
+#[test]
+fn how_the_guest_ends_does_not_matter_after_the_last_match_and_does_before_it() {
+    let power_off = || Step::Out(board::PM, vec![5 << 2 | 1 << 5]);
+    let not_expected = Outcome::NotExpected {
+        guest: Box::new(Outcome::PoweredOff),
+    };
+    for (end, regex, outcome, code) in [
+        (power_off(), "done", Outcome::Expected, 0),
+        (Step::Shutdown, "done", Outcome::Expected, 0),
+        (power_off(), "all done$", Outcome::Expected, 0),
+        (power_off(), "all done!", not_expected, 1),
+        (Step::Shutdown, "all done!", Outcome::TripleFaulted, 81),
+    ] {
+        let mut script = printed("all done");
+        script.push(end);
+        let report = talked(script, &[("expect", regex)]);
+        assert_eq!(
+            (report.outcome, report.exit_code),
+            (outcome, code),
+            "{regex}"
+        );
+        let waiting_for = (code != 0).then(|| regex.to_owned());
+        assert_eq!(report.script.unwrap().waiting_for, waiting_for);
+    }
+    let mut script = printed("all done");
+    script.push(power_off());
+    let report = talked(script, &[("expect", "done"), ("send", "bye")]);
+    assert_eq!(report.outcome, Outcome::PoweredOff);
+}
+
 /// A character by a virtio console's emergency register, at the machine's first window (virtio 1.3 §4.2.2, §5.3.4).
 fn cried(text: &str) -> Vec<Step> {
     text.bytes()

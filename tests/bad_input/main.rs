@@ -265,6 +265,39 @@ fn flags_out_of_range_end_with_code_two() {
 }
 
 #[test]
+fn steps_that_cannot_be_done_are_refused_with_the_flag_and_the_reason() {
+    for (flags, words) in [
+        (
+            &["--expect", "login("][..],
+            "unclosed group, at character 6",
+        ),
+        (&["--expect", "(?=x)"], "look-around"),
+        (&["--expect", "x?"], "nothing to wait for"),
+        (&["--expect", "(a{200}){200}"], "too large"),
+        (&["--send", r"root\q"], r"\q means nothing"),
+        (&["--send", r"\x3"], "two hexadecimal digits"),
+        (&["--send", "root\\"], "a backslash at the end"),
+    ] {
+        let (code, stderr) = run(&[&["-k", "/nonexistent"], flags].concat());
+        assert_eq!(code, Some(2), "{flags:?}: {stderr}");
+        let first = stderr.lines().next().unwrap();
+        assert!(first.contains(flags[0]) && first.contains(words), "{first}");
+    }
+    for flags in [
+        &["-k", "/nonexistent", "--expect", "x", "--", "true"][..],
+        &["-k", "/nonexistent", "--send", "x", "--root", "host"],
+        &["--expect", "x"],
+    ] {
+        let (code, stderr) = run(flags);
+        assert_eq!(code, Some(2), "{flags:?}: {stderr}");
+        assert!(
+            sentence(&stderr)
+                .starts_with("sarang: --expect and --send talk to a guest that is booted")
+        );
+    }
+}
+
+#[test]
 fn a_host_without_kvm_is_told_so() {
     let scratch = tempfile::tempdir().unwrap();
     let kernel = scratch.path().join("hello.elf");

@@ -146,3 +146,65 @@ fn commands_piped_to_the_shell_are_run() {
     assert!(text.contains("sum=42"), "{text}\n{stderr}");
     assert_eq!(output.status.code(), Some(0));
 }
+
+/// Boots to the shell of the initramfs and talks to it. The exit code, and standard output and error.
+fn talk(kernel: Kernel, flags: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(binary())
+        .args(["run", "--timeout", "60s", "-p", "quiet", "-k"])
+        .arg(kernel.image())
+        .arg("-i")
+        .arg(asset("SARANG_INITRD"))
+        .args(flags)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+fn a_shell_answers(kernel: Kernel, console: &str) {
+    let (code, text, stderr) = talk(
+        kernel,
+        &[
+            "--json",
+            "--console",
+            console,
+            "--expect",
+            "guest# ",
+            "--send",
+            r"echo $((6*7))\n",
+            "--expect",
+            r"^(\d+)$",
+        ],
+    );
+    assert_eq!(code, Some(0), "{text}\n{stderr}");
+    let report = text.lines().last().unwrap();
+    assert!(report.contains(r#""outcome":"expected""#), "{report}");
+    assert!(
+        report.contains(r#"{"text":"42","groups":["42"]}"#),
+        "{report}"
+    );
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_conversation_with_a_shell_ends_with_what_was_waited_for() {
+    a_shell_answers(Kernel::Debian61, "stdio");
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_conversation_goes_over_a_virtio_console_as_well() {
+    a_shell_answers(Kernel::Small, "virtio");
+}
+
+#[test]
+#[ignore = "needs a full KVM"]
+fn a_conversation_with_a_shell_can_leave_the_end_to_the_guest() {
+    let steps = ["--expect", "guest# ", "--send", r"poweroff -f\n"];
+    let (code, text, stderr) = talk(Kernel::Debian61, &steps);
+    assert_eq!(code, Some(0), "{text}\n{stderr}");
+}

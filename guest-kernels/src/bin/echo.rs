@@ -12,7 +12,8 @@
 //! Manuals: PC16550D datasheet §8.3–8.7 (LSR, FCR, IER, MCR); 82093AA datasheet §3.2.4 (redirection entries); SDM
 //! Vol. 3A 11.8 ("Handling Interrupts"), 11.8.5 (EOI); ACPI 6.5 §5.2.12.5 (an ISA interrupt that is elsewhere).
 //!
-//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/echo`, type, and end it with Ctrl-D.
+//! Run: `sarang run -k target/x86_64-unknown-linux-gnu/release/echo`, type, and end it with Ctrl-D. Or let a test type:
+//! add `--expect ready --send 'hello\n' --expect '^hello$'`.
 #![no_std]
 #![no_main]
 

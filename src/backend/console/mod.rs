@@ -8,16 +8,19 @@
 //!
 //! The exception is a person's terminal. It is read always, since the [`escape`] keys must work even
 //! when the guest does not; up to [`TYPED_AHEAD`] bytes wait, what is typed beyond is dropped.
+//! A [`Typist`] goes before both: as long as there is one, the host's input waits.
 
 pub mod escape;
 mod host;
+mod input;
 mod terminal;
+mod typist;
 
 pub use escape::Key;
 pub use host::{Display, Sink, standard_error, standard_input, standard_output};
 pub use terminal::{RawTerminal, restore_terminal};
+pub use typist::Typist;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -30,8 +33,8 @@ use rustix::termios::isatty;
 
 use super::{ByteQueue, SerialEnd};
 use crate::worker::{EventLoop, Interest, Token};
-use escape::{Escape, Typed};
 use host::{PIPE_BUF, Pty};
+use input::{Input, Source};
 
 /// Bytes that wait for the guest after they were typed at a terminal.
 pub const TYPED_AHEAD: usize = 64 << 10;
@@ -90,20 +93,13 @@ pub struct Console {
 
     // Runtime glue.
     source: Option<Source>,
+    typist: Option<Typist>,
     output_queue: Arc<ByteQueue>,
     input_queue: Arc<ByteQueue>,
     terminal: Option<RawTerminal>,
 
     // Volatile state.
     output: Arc<Mutex<Output>>,
-}
-
-/// Where input comes from.
-#[derive(Clone)]
-struct Source {
-    fd: Arc<OwnedFd>,
-    /// A person's terminal, where the escape keys work.
-    typed: bool,
 }
 
 /// The state of the output side, shared by the event loop and [`Console::finish`].
@@ -208,6 +204,7 @@ impl Console {
             file: None,
             interactive,
             source,
+            typist: None,
             output_queue,
             input_queue: Arc::new(ByteQueue::input().map_err(Error::Queue)?),
             terminal: None,
@@ -229,6 +226,15 @@ impl Console {
     /// The queue that the serial port receives from.
     pub fn input(&self) -> Arc<ByteQueue> {
         Arc::clone(&self.input_queue)
+    }
+
+    /// Somebody who types at this console, also at one that has no input otherwise. Before [`Console::attach`].
+    pub fn typist(&mut self) -> Typist {
+        let queue = &self.input_queue;
+        let typist = self
+            .typist
+            .get_or_insert_with(|| Typist::new(Arc::clone(queue)));
+        typist.clone()
     }
 
     /// Where the pseudo-terminal is, for [`Kind::Pty`].
@@ -256,17 +262,10 @@ impl Console {
         }
         let pump =
             attach_output(&self.output, events, Arc::clone(&serial)).map_err(watch("output"))?;
-        if let Some(source) = self.source.take() {
-            let input = Input {
-                source,
-                queue: Arc::clone(&self.input_queue),
-                serial,
-                escape: Escape::default(),
-                on_key,
-                waiting: VecDeque::new(),
-                ended: false,
-            };
-            attach_input(input, events, pump).map_err(watch("input"))?;
+        let source = self.source.take();
+        if source.is_some() || self.typist.is_some() {
+            let input = Input::new(source, self.typist.clone(), self.input(), serial, on_key);
+            input.attach(events, pump).map_err(watch("input"))?;
         }
         Ok(())
     }
@@ -463,130 +462,6 @@ fn attach_output(
         }),
     )?;
     Ok(pump)
-}
-
-/// The state of the input side, owned by the event loop.
-struct Input {
-    source: Source,
-    queue: Arc<ByteQueue>,
-    serial: Arc<dyn SerialEnd>,
-    escape: Escape,
-    on_key: OnKey,
-    /// Typed, but the guest's queue is full.
-    waiting: VecDeque<u8>,
-    ended: bool,
-}
-
-impl Input {
-    /// Moves what waits into the guest's queue; `true` when all of it went.
-    fn deliver(&mut self) -> bool {
-        let (front, _) = {
-            self.waiting.make_contiguous();
-            self.waiting.as_slices()
-        };
-        let count = self.queue.push_slice(front);
-        self.waiting.drain(..count);
-        if count > 0 {
-            self.serial.input_arrived();
-        }
-        self.waiting.is_empty()
-    }
-
-    /// Whether the host is to be read.
-    fn interest(&self) -> Interest {
-        if !self.ended && (self.source.typed || (self.waiting.is_empty() && self.queue.has_room()))
-        {
-            Interest::READ
-        } else {
-            Interest::NONE
-        }
-    }
-
-    /// Reads once. Keys are reported; whether help is wanted is the answer.
-    fn read(&mut self) -> bool {
-        let mut buffer = [0; PIPE_BUF];
-        let limit = if self.source.typed {
-            buffer.len()
-        } else {
-            self.queue.room().min(buffer.len())
-        };
-        let room = buffer.get_mut(..limit).unwrap_or_default();
-        if room.is_empty() {
-            return false;
-        }
-        let count = match rustix::io::read(&self.source.fd, room) {
-            Ok(count) => count,
-            Err(Errno::AGAIN | Errno::INTR) => return false,
-            Err(error) => {
-                // A terminal that hung up says EIO; there is no more to be said about it.
-                if error != Errno::IO {
-                    log::warn!("the console takes no more input: {error}");
-                }
-                0
-            }
-        };
-        self.ended = count == 0;
-        let mut help = false;
-        for byte in buffer.iter().take(count) {
-            let typed = if self.source.typed {
-                self.escape.next(*byte)
-            } else {
-                Typed::Guest(*byte)
-            };
-            match typed {
-                Typed::Guest(byte) if self.waiting.len() < TYPED_AHEAD => {
-                    self.waiting.push_back(byte);
-                }
-                Typed::Guest(_) | Typed::Nothing => {}
-                Typed::Key(key) => {
-                    help |= key == Key::Help;
-                    (self.on_key)(key);
-                }
-            }
-        }
-        self.deliver();
-        help
-    }
-}
-
-fn attach_input(input: Input, events: &mut EventLoop, pump: Pump) -> io::Result<()> {
-    let (fd, queue) = (Arc::clone(&input.source.fd), Arc::clone(&input.queue));
-    let input = Arc::new(Mutex::new(input));
-    let reader = Arc::clone(&input);
-    let token = events.add(
-        fd,
-        Interest::READ,
-        Box::new(move |events, token, _| {
-            let (help, interest, ended) = {
-                let mut input = reader.lock().unwrap_or_else(PoisonError::into_inner);
-                (input.read(), input.interest(), input.ended)
-            };
-            if help {
-                lock(&pump.output).notice.extend(escape::HELP.bytes());
-                pump.run(events);
-            }
-            if ended {
-                events.remove(token);
-            } else if let Err(error) = events.set_interest(token, interest) {
-                log::warn!("the console takes no more input: {error}");
-            }
-        }),
-    )?;
-    events.add(
-        queue.event(),
-        Interest::READ,
-        Box::new(move |events, _, _| {
-            queue.acknowledge();
-            let mut input = input.lock().unwrap_or_else(PoisonError::into_inner);
-            input.deliver();
-            let interest = input.interest();
-            drop(input);
-            if let Err(error) = events.set_interest(token, interest) {
-                log::warn!("the console takes no more input: {error}");
-            }
-        }),
-    )?;
-    Ok(())
 }
 
 #[cfg(test)]

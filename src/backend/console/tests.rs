@@ -1,6 +1,7 @@
 //! The console over pipes, files and pseudo-terminals: nothing lost, nobody stalled, every terminal put back.
 
 use super::*;
+use crate::backend::INPUT_CAPACITY;
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -235,5 +236,72 @@ fn a_pseudo_terminal_keeps_what_was_printed_before_anyone_came() {
         let input = running.console.input();
         wait_until("typed", || input.pop() == Some(b'k'));
     }
+    drop(running.stop());
+}
+
+#[test]
+fn a_typist_goes_before_the_host_and_loses_nothing_to_a_slow_guest() {
+    let (reader, writer) = pipe();
+    let mut console = Console::over(Some(reader), None).unwrap();
+    let typist = console.typist();
+    let text: Vec<u8> = (0..20_000_u32).map(|i| (i % 253) as u8).collect();
+    typist.write(&text[..7]);
+    let running = run(console);
+    let queue = running.console.input();
+    std::fs::File::from(writer).write_all(b"host").unwrap();
+    typist.write(&text[7..]);
+    let take = |count: usize| {
+        let mut got = Vec::new();
+        wait_until("typed", || !queue.is_empty());
+        while got.len() < count {
+            match queue.pop() {
+                Some(byte) => got.push(byte),
+                None => std::thread::yield_now(),
+            }
+        }
+        got
+    };
+    assert!(take(text.len()) == text);
+    assert!(running.serial.input.load(Ordering::SeqCst));
+    // The pipe has been ready all the time.
+    typist.write(b"last ");
+    typist.leave();
+    assert_eq!(take(9), b"last host");
+    drop(running.stop());
+}
+
+#[test]
+fn a_console_without_input_can_be_typed_at() {
+    let mut console = Console::open(&Kind::Off).unwrap();
+    let typist = console.typist();
+    let running = run(console);
+    typist.write(b"x");
+    typist.leave();
+    let queue = running.console.input();
+    wait_until("typed", || queue.pop() == Some(b'x'));
+    drop(running.stop());
+}
+
+#[test]
+fn keys_wait_for_a_typist_to_leave() {
+    let (reader, writer) = pipe();
+    let unread = rustix::io::fcntl_dupfd_cloexec(&reader, 3).unwrap();
+    let source = Source {
+        fd: Arc::new(reader),
+        typed: true,
+    };
+    let mut console = Console::new(None, Some(source), None, false).unwrap();
+    let typist = console.typist();
+    let running = run(console);
+    let queue = running.console.input();
+    std::fs::File::from(writer).write_all(b"keys").unwrap();
+    wait_until("read, for the keys of the VMM", || {
+        rustix::io::ioctl_fionread(&unread).unwrap() == 0
+    });
+    typist.write(b"first ");
+    typist.leave();
+    wait_until("typed", || queue.room() == INPUT_CAPACITY - 10);
+    let got: Vec<u8> = std::iter::from_fn(|| queue.pop()).collect();
+    assert_eq!(got, b"first keys");
     drop(running.stop());
 }
