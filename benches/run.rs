@@ -1,7 +1,8 @@
 //! A command in a guest on the host's own files, from process start to process end: `sarang run -- CMD`, and
-//! `qemu-system-x86_64 -M microvm` with the host's root over virtiofsd, an overlay above it and the same kernel,
-//! alternately in one run. The command is `true` on the small kernel and on Debian's, and then a `find` and a C build on the
-//! small one. Run it with `cargo bench --bench run`; the guests run inside `scripts/kvm-anywhere`.
+//! `qemu-system-x86_64 -M microvm` with the host's root, an overlay above it and the same kernel, alternately in one run.
+//! The command is `true` on the small kernel and on Debian's, with QEMU's root over virtiofsd, and then a `find` and a C
+//! build on the small kernel, with QEMU's root over its own 9p. Run it with `cargo bench --bench run`; the guests run inside
+//! `scripts/kvm-anywhere`.
 //!
 //! QEMU's guest has an initramfs with busybox and the modules, and powers off by itself; sarang's has its own init.
 
@@ -14,9 +15,17 @@ use std::time::Instant;
 
 use machines::{Comparison, RUNS, Virtiofsd, Vmm};
 
-const FIND: &str = "find /usr/include -type f | wc -l";
+const FIND: &str = "find /usr/lib/x86_64-linux-gnu -type f | wc -l";
 const BUILD: &str = "cd /tmp; i=0; while [ $i -lt 5 ]; do
     printf '#include <stdio.h>\\nint main(void) { return puts(\"hi\") < 0; }\\n' >$i.c; cc -O2 -c -o $i.o $i.c; i=$((i + 1)); done";
+
+/// What QEMU is told for a root over its own 9p server.
+const NINE_P: [&str; 4] = [
+    "-fsdev",
+    "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+    "-device",
+    "virtio-9p-device,fsdev=root,mount_tag=root",
+];
 
 fn main() {
     match machines::inside() {
@@ -30,10 +39,21 @@ fn main() {
     }
 }
 
+/// How QEMU's guest gets at the host's root.
+#[derive(Clone, Copy)]
+enum Share {
+    Virtiofsd,
+    NineP,
+}
+
 /// Mounts the host's root below an overlay in memory, runs the command there, and powers off.
-fn script(command: &str) -> String {
+fn script(share: Share, command: &str) -> String {
+    let mount = match share {
+        Share::Virtiofsd => "-t virtiofs",
+        Share::NineP => "-t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose",
+    };
     format!(
-        "mkdir -p /lower /layer /host; mount -t virtiofs root /lower; mount -t tmpfs layer /layer
+        "mkdir -p /lower /layer /host; mount {mount} root /lower; mount -t tmpfs layer /layer
         mkdir /layer/upper /layer/work
         mount -t overlay -o lowerdir=/lower,upperdir=/layer/upper,workdir=/layer/work none /host
         mount -o bind /dev /host/dev; mount -t proc proc /host/proc; mount -t tmpfs tmp /host/tmp
@@ -82,31 +102,58 @@ fn compare(assets: &[PathBuf]) {
     let plain = vec![busybox.clone()];
     let with_modules = vec![busybox.clone(), modules.clone()];
     let workloads = [
-        ("true, small kernel", small, &plain, "true"),
-        ("true, Debian's kernel", debian, &with_modules, "true"),
-        ("find /usr/include", small, &plain, FIND),
-        ("compile 5 C files", small, &plain, BUILD),
+        (
+            "true, small kernel",
+            small,
+            &plain,
+            Share::Virtiofsd,
+            "true",
+        ),
+        (
+            "true, Debian's kernel",
+            debian,
+            &with_modules,
+            Share::Virtiofsd,
+            "true",
+        ),
+        ("find in /usr/lib", small, &plain, Share::NineP, FIND),
+        ("compile 5 C files", small, &plain, Share::NineP, BUILD),
     ];
     println!(
         "a command, process start to process end, median of {RUNS}, and how many times better sarang is:"
     );
-    for (number, (name, kernel, parts, command)) in workloads.into_iter().enumerate() {
+    for (number, (name, kernel, parts, share, command)) in workloads.into_iter().enumerate() {
         let mut figures = Comparison::new(name, "ms", false);
         let directory = scratch.path().join(number.to_string());
         std::fs::create_dir(&directory).expect("room");
-        let initrd = machines::initrd(&directory, parts, &script(&command.replace('\'', "'\\''")));
+        let initrd = machines::initrd(
+            &directory,
+            parts,
+            &script(share, &command.replace('\'', "'\\''")),
+        );
         machines::take_turns(std::slice::from_mut(&mut figures), |vmm, figures| {
             let taken = match vmm {
                 Vmm::Sarang => time(sarang(kernel, command)),
                 Vmm::Qemu => {
-                    let Some(daemon) = Virtiofsd::start(&directory, Path::new("/")) else {
-                        return;
-                    };
                     let mut line = vmm.linux(kernel, &initrd);
-                    line.extend(daemon.flags("root"));
+                    let daemon = match share {
+                        Share::Virtiofsd => {
+                            let Some(daemon) = Virtiofsd::start(&directory, Path::new("/")) else {
+                                return;
+                            };
+                            line.extend(daemon.flags("root"));
+                            Some(daemon)
+                        }
+                        Share::NineP => {
+                            line.extend(NINE_P.map(str::to_owned));
+                            None
+                        }
+                    };
                     let mut command = Command::new(&line[0]);
                     command.args(&line[1..]);
-                    time(command)
+                    let taken = time(command);
+                    drop(daemon);
+                    taken
                 }
             };
             figures[0].add(vmm, taken);

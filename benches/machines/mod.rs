@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// How many figures of each kind are taken of a machine.
-pub const RUNS: usize = 5;
+pub const RUNS: usize = 3;
 
 /// The argument by which a bench runs itself inside `scripts/kvm-anywhere`.
 const INSIDE: &str = "--inside";
@@ -76,11 +76,11 @@ impl Vmm {
         let words = "console=ttyS0 reboot=a panic=-1 quiet";
         let line = match self {
             Vmm::Sarang => format!(
-                "{} run -c 2 -m 512M --timeout 30s -k {kernel} -i {initrd} -p quiet",
+                "{} run -c 2 -m 512M --timeout 60s -k {kernel} -i {initrd} -p quiet",
                 env!("CARGO_BIN_EXE_sarang")
             ),
             Vmm::Qemu => format!(
-                "timeout 30 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
+                "timeout 60 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
                  -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot -serial stdio \
                  -kernel {kernel} -initrd {initrd} -append"
             ),

@@ -10,9 +10,13 @@ use crate::guest::{Kernel, binary, host, on_each_kernel};
 
 /// `sarang run` with a kernel and these flags.
 fn run(kernel: Kernel, flags: &[&str]) -> Command {
+    run_for("100s", kernel, flags)
+}
+
+fn run_for(timeout: &str, kernel: Kernel, flags: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command
-        .args(["run", "--timeout", "100s", "-c", "2", "-m", "1G", "-k"])
+        .args(["run", "--timeout", timeout, "-c", "2", "-m", "1G", "-k"])
         .arg(kernel.image())
         .args(flags)
         .stdin(Stdio::null());
@@ -133,10 +137,7 @@ fn bytes_go_through_a_guest_unchanged() {
     let mut random = File::open("/dev/urandom").unwrap().take(BYTES);
     std::io::copy(&mut random, &mut File::create(&input).unwrap()).unwrap();
     let script = "mkfifo /tmp/sum; sha256sum </tmp/sum >&2 & tee /tmp/sum; wait";
-    let mut command = run(
-        Kernel::Small,
-        &["--timeout", "400s", "--", "sh", "-c", script],
-    );
+    let mut command = run_for("400s", Kernel::Small, &["--", "sh", "-c", script]);
     command.stdin(File::open(&input).unwrap());
     command.stdout(File::create(&back).unwrap());
     let output = command.stderr(Stdio::piped()).output().unwrap();
@@ -256,10 +257,7 @@ fn a_directory_a_tar_and_a_disk_are_roots_that_do_not_change() {
             .to_owned(),
     );
     host("tar", &["-C", root, "-cf", &tar, "."]);
-    let made = Command::new(binary())
-        .args(["image", "build", root, &disk])
-        .status();
-    assert!(made.unwrap().success());
+    host(binary().to_str().unwrap(), &["image", "build", root, &disk]);
     host("e2fsck", &["-f", "-n", &disk]);
     for place in [root, &tar, &disk] {
         let before = (place != root).then(|| fs::read(place).unwrap());
