@@ -16,7 +16,8 @@ fn start(arguments: &[&str]) -> Session {
             .args(arguments)
             .env("SARANG_KERNEL", Kernel::Small.image())
             .env("SHELL", "/bin/sh")
-            .env("PS1", "ready> ");
+            .env("PS1", "ready> ")
+            .stderr(Stdio::null());
     })
 }
 
@@ -27,10 +28,15 @@ fn without_a_command_there_is_a_shell_on_the_hosts_files() {
     session.expect("ready> ");
     assert!(session.is_raw());
     session.press(b"stty size; tty; pwd; ls /etc/debian_version\n");
-    let said = session.expect("\r\nready> ");
+    let said = session.expect("ready> ");
     let here = std::env::current_dir().unwrap();
     let here = here.to_str().unwrap();
-    for expected in ["30 100\r\n", "/dev/pts/", here, "\n/etc/debian_version"] {
+    for expected in [
+        "\r\n30 100\r\n",
+        "\r\n/dev/pts/",
+        here,
+        "\r\n/etc/debian_version\r\n",
+    ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
     // The size of the window follows.
@@ -82,6 +88,7 @@ fn sigint_ends_a_command_and_twice_a_deaf_one() {
             .args(["--", "sh", "-c", script])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let mut line = [0; 6];

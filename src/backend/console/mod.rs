@@ -258,7 +258,9 @@ impl Console {
         }
         lock(&self.output).observer = Some(observer);
         if self.interactive {
-            self.terminal = Some(RawTerminal::enter(STDIN).map_err(Error::Terminal)?);
+            self.terminal = Some(
+                RawTerminal::enter(STDIN, terminal::Output::Processed).map_err(Error::Terminal)?,
+            );
         }
         let pump =
             attach_output(&self.output, events, Arc::clone(&serial)).map_err(watch("output"))?;

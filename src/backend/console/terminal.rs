@@ -6,7 +6,9 @@
 //! it back leaves the user with a shell that does not echo. So it is put back when the guard is
 //! dropped, by a panic hook, and by handlers of the signals that end a process.
 //!
-//! Output processing (`OPOST`) stays on, so that our own messages keep their line breaks.
+//! *Output processing* (`OPOST`) makes a line feed begin a new line as well. It stays on for a serial console, where a
+//! small guest may print nothing but line feeds, and goes off where the guest has a terminal that does it: a full-screen
+//! program there counts on a bare line feed to be one.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -30,17 +32,26 @@ const FAULTS: [libc::c_int; 5] = [
 /// Requests to end, handled here only where nobody else does.
 const REQUESTS: [libc::c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
+/// What becomes of a line feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// It begins a new line.
+    Processed,
+    /// It goes down one line, and nothing else.
+    Exact,
+}
+
 /// Keeps the terminal raw until dropped.
 #[derive(Debug)]
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Makes the terminal on standard input raw.
+    /// Makes the terminal on standard input raw, for a guest whose own terminal processes its output.
     ///
     /// # Errors
     /// When there is none, or its modes cannot be changed.
     pub fn of_standard_input() -> io::Result<RawTerminal> {
-        RawTerminal::enter(super::STDIN)
+        RawTerminal::enter(super::STDIN, Output::Exact)
     }
 
     /// Makes the terminal `fd` raw. One terminal at a time; `fd` must stay open until
@@ -48,7 +59,7 @@ impl RawTerminal {
     ///
     /// # Errors
     /// When `fd` is no terminal, or its modes cannot be changed.
-    pub fn enter(fd: BorrowedFd<'static>) -> io::Result<RawTerminal> {
+    pub fn enter(fd: BorrowedFd<'static>, output: Output) -> io::Result<RawTerminal> {
         let raw_fd = fd.as_raw_fd();
         // SAFETY: `termios` is plain old data, for which all zeroes is a value.
         let mut modes: libc::termios = unsafe { std::mem::zeroed() };
@@ -63,7 +74,9 @@ impl RawTerminal {
         let guard = RawTerminal(());
         // SAFETY: `modes` is a valid termios that tcgetattr filled.
         unsafe { libc::cfmakeraw(&raw mut modes) };
-        modes.c_oflag |= libc::OPOST;
+        if output == Output::Processed {
+            modes.c_oflag |= libc::OPOST;
+        }
         // SAFETY: `modes` is a valid termios.
         if unsafe { libc::tcsetattr(raw_fd, libc::TCSANOW, &raw const modes) } != 0 {
             return Err(io::Error::last_os_error());
@@ -166,7 +179,7 @@ mod tests {
         }
         // SAFETY: standard input stays open to the end of the process.
         let stdin = unsafe { BorrowedFd::borrow_raw(0) };
-        let guard = RawTerminal::enter(stdin).unwrap();
+        let guard = RawTerminal::enter(stdin, Output::Processed).unwrap();
         assert!(!cooked(stdin));
         match way.parse::<libc::c_int>() {
             // SAFETY: raise has no preconditions.
