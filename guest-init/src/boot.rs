@@ -248,7 +248,8 @@ fn is_writable_directory(path: &str) -> bool {
 /// Sets the wall clock and the name of the guest.
 pub fn set_clock_and_name(plan: &Plan) -> Result<(), Failure> {
     if let Some(clock) = plan.clock {
-        sys::set_clock(clock).map_err(|error| format!("the clock cannot be set: {error}"))?;
+        // The plan was made right before the guest was started.
+        sys::set_clock(clock.saturating_add(sys::since_boot())).map_err(|error| format!("the clock cannot be set: {error}"))?;
     }
     if let Some(name) = &plan.hostname {
         sys::set_hostname(name)
