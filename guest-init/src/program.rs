@@ -47,6 +47,8 @@ pub fn find(command: &Command) -> Result<PathBuf, End> {
         match look(&directory.join(&program)) {
             Ok(()) => return Ok(program),
             Err(End::NotFound(_)) => {}
+            // A place that may not be searched.
+            Err(_) if !directory.join(&program).exists() => {}
             Err(why) => refused = refused.or(Some(why)),
         }
     }
