@@ -249,7 +249,8 @@ fn is_writable_directory(path: &str) -> bool {
 pub fn set_clock_and_name(plan: &Plan) -> Result<(), Failure> {
     if let Some(clock) = plan.clock {
         // The plan was made right before the guest was started.
-        sys::set_clock(clock.saturating_add(sys::since_boot())).map_err(|error| format!("the clock cannot be set: {error}"))?;
+        sys::set_clock(clock.saturating_add(sys::since_boot()))
+            .map_err(|error| format!("the clock cannot be set: {error}"))?;
     }
     if let Some(name) = &plan.hostname {
         sys::set_hostname(name)
