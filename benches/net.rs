@@ -28,13 +28,23 @@ LD_LIBRARY_PATH=/lib iperf3 -J -c 10.55.0.1 -p 5202 -n 60M -R | speed "TCP from 
 "#;
 
 fn main() {
-    match machines::inside() {
-        Some(assets) => compare(&assets),
-        None => machines::go_inside(&[
+    if let Some((vmm, assets)) = machines::this_turn() {
+        return guest(vmm, &assets);
+    }
+    let mut figures = [
+        Comparison::new("TCP to the host", "Mbit/s", true),
+        Comparison::new("TCP from the host", "Mbit/s", true),
+        Comparison::new("ping", "µs", false),
+    ];
+    machines::take_turns(
+        &mut figures,
+        &[
             machines::asset("build-guest-kernel", "SARANG_GUEST_KERNEL"),
             machines::asset("guest-assets", "SARANG_INITRD"),
-        ]),
-    }
+        ],
+    );
+    println!("a tap, 2 vCPUs, median of {RUNS}, and how many times better sarang is:");
+    figures.iter_mut().for_each(Comparison::print);
 }
 
 /// An archive with iperf3 and the libraries it needs.
@@ -55,36 +65,27 @@ fn iperf3(scratch: &Path) -> PathBuf {
     archive
 }
 
-fn compare(assets: &[PathBuf]) {
+/// Inside: one guest, which prints its figures.
+fn guest(vmm: Vmm, assets: &[PathBuf]) {
     let [kernel, busybox] = assets else {
         panic!("a kernel and an initramfs");
     };
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let parts = [busybox.clone(), iperf3(scratch.path())];
     let initrd = machines::initrd(scratch.path(), &parts, SCRIPT);
-    let mut figures = [
-        Comparison::new("TCP to the host", "Mbit/s", true),
-        Comparison::new("TCP from the host", "Mbit/s", true),
-        Comparison::new("ping", "µs", false),
-    ];
-    machines::take_turns(&mut figures, |vmm, figures| {
-        let mut line = ["unshare", "--net", "sh", "-c", SETUP]
-            .map(str::to_owned)
-            .to_vec();
-        line.extend(vmm.linux(kernel, &initrd));
-        line.extend(match vmm {
-            Vmm::Sarang => vec!["--net".to_owned(), "tap=wire".to_owned()],
-            Vmm::Qemu => [
-                "-netdev",
-                "tap,id=n,ifname=wire,script=no,downscript=no,vhost=off",
-                "-device",
-                "virtio-net-device,netdev=n",
-            ]
-            .map(str::to_owned)
-            .to_vec(),
-        });
-        machines::run(&line, vmm, figures);
-    });
-    println!("a tap, 2 vCPUs, median of {RUNS}, and how many times better sarang is:");
-    figures.iter_mut().for_each(Comparison::print);
+    let mut line = ["unshare", "--net", "sh", "-c", SETUP]
+        .map(str::to_owned)
+        .to_vec();
+    line.extend(vmm.linux(kernel, &initrd));
+    let flags: &[&str] = match vmm {
+        Vmm::Sarang => &["--net", "tap=wire"],
+        Vmm::Qemu => &[
+            "-netdev",
+            "tap,id=n,ifname=wire,script=no,downscript=no,vhost=off",
+            "-device",
+            "virtio-net-device,netdev=n",
+        ],
+    };
+    line.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    machines::show(&line);
 }

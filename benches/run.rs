@@ -27,15 +27,33 @@ const NINE_P: [&str; 4] = [
     "virtio-9p-device,fsdev=root,mount_tag=root",
 ];
 
+/// What is run: how the figure is called, on Debian's kernel or the small one, how QEMU shares the root, the command.
+const WORKLOADS: [(&str, bool, Share, &str); 4] = [
+    ("true, small kernel", false, Share::Virtiofsd, "true"),
+    ("true, Debian's kernel", true, Share::Virtiofsd, "true"),
+    ("find in /usr/lib", false, Share::NineP, FIND),
+    ("compile 5 C files", false, Share::NineP, BUILD),
+];
+
 fn main() {
-    match machines::inside() {
-        Some(assets) => compare(&assets),
-        None => machines::go_inside(&[
-            machines::asset("build-guest-kernel", "SARANG_GUEST_KERNEL"),
-            machines::asset("guest-assets", "SARANG_KERNEL_61"),
-            machines::asset("guest-assets", "SARANG_KERNEL_61_MODULES"),
-            machines::asset("guest-assets", "SARANG_INITRD"),
-        ]),
+    if let Some((vmm, arguments)) = machines::this_turn() {
+        return guest(vmm, &arguments);
+    }
+    let assets = [
+        machines::asset("build-guest-kernel", "SARANG_GUEST_KERNEL"),
+        machines::asset("guest-assets", "SARANG_KERNEL_61"),
+        machines::asset("guest-assets", "SARANG_KERNEL_61_MODULES"),
+        machines::asset("guest-assets", "SARANG_INITRD"),
+    ];
+    println!(
+        "a command, process start to process end, median of {RUNS}, and how many times better sarang is:"
+    );
+    for (number, (name, ..)) in WORKLOADS.iter().enumerate() {
+        let mut figures = [Comparison::new(name, "ms", false)];
+        let mut arguments = vec![PathBuf::from(number.to_string())];
+        arguments.extend(assets.iter().cloned());
+        machines::take_turns(&mut figures, &arguments);
+        figures.iter_mut().for_each(Comparison::print);
     }
 }
 
@@ -94,70 +112,43 @@ fn time(mut command: Command) -> Option<f64> {
         .then(|| begin.elapsed().as_secs_f64() * 1000.0)
 }
 
-fn compare(assets: &[PathBuf]) {
-    let [small, debian, modules, busybox] = assets else {
-        panic!("kernels, modules and an initramfs");
+/// Inside: one command in one machine's guest, and how long it took. It runs twice, and the first time only fills the
+/// host's caches.
+fn guest(vmm: Vmm, arguments: &[PathBuf]) {
+    let [number, small, debian, modules, busybox] = arguments else {
+        panic!("a workload, kernels, modules and an initramfs");
     };
-    let scratch = tempfile::tempdir().expect("a scratch directory");
-    let plain = vec![busybox.clone()];
-    let with_modules = vec![busybox.clone(), modules.clone()];
-    let workloads = [
-        (
-            "true, small kernel",
-            small,
-            &plain,
-            Share::Virtiofsd,
-            "true",
-        ),
-        (
-            "true, Debian's kernel",
-            debian,
-            &with_modules,
-            Share::Virtiofsd,
-            "true",
-        ),
-        ("find in /usr/lib", small, &plain, Share::NineP, FIND),
-        ("compile 5 C files", small, &plain, Share::NineP, BUILD),
-    ];
-    println!(
-        "a command, process start to process end, median of {RUNS}, and how many times better sarang is:"
+    let number: Option<usize> = number.to_str().and_then(|number| number.parse().ok());
+    let (name, on_debian, share, command) = WORKLOADS[number.expect("a workload's number")];
+    let (kernel, mut parts) = (
+        if on_debian { debian } else { small },
+        vec![busybox.clone()],
     );
-    for (number, (name, kernel, parts, share, command)) in workloads.into_iter().enumerate() {
-        let mut figures = Comparison::new(name, "ms", false);
-        let directory = scratch.path().join(number.to_string());
-        std::fs::create_dir(&directory).expect("room");
-        let initrd = machines::initrd(
-            &directory,
-            parts,
-            &script(share, &command.replace('\'', "'\\''")),
-        );
-        machines::take_turns(std::slice::from_mut(&mut figures), |vmm, figures| {
-            let taken = match vmm {
-                Vmm::Sarang => time(sarang(kernel, command)),
-                Vmm::Qemu => {
-                    let mut line = vmm.linux(kernel, &initrd);
-                    let daemon = match share {
-                        Share::Virtiofsd => {
-                            let Some(daemon) = Virtiofsd::start(&directory, Path::new("/")) else {
-                                return;
-                            };
-                            line.extend(daemon.flags("root"));
-                            Some(daemon)
-                        }
-                        Share::NineP => {
-                            line.extend(NINE_P.map(str::to_owned));
-                            None
-                        }
-                    };
-                    let mut command = Command::new(&line[0]);
-                    command.args(&line[1..]);
-                    let taken = time(command);
-                    drop(daemon);
-                    taken
+    parts.extend(on_debian.then(|| modules.clone()));
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let quoted = command.replace('\'', "'\\''");
+    let initrd = machines::initrd(scratch.path(), &parts, &script(share, &quoted));
+    let run = || match vmm {
+        Vmm::Sarang => time(sarang(kernel, command)),
+        Vmm::Qemu => {
+            let mut line = vmm.linux(kernel, &initrd);
+            let _daemon = match share {
+                Share::Virtiofsd => {
+                    let daemon = Virtiofsd::start(scratch.path(), Path::new("/"))?;
+                    line.extend(daemon.flags("root"));
+                    Some(daemon)
+                }
+                Share::NineP => {
+                    line.extend(NINE_P.map(str::to_owned));
+                    None
                 }
             };
-            figures[0].add(vmm, taken);
-        });
-        figures.print();
+            let mut command = Command::new(&line[0]);
+            command.args(&line[1..]);
+            time(command)
+        }
+    };
+    if let (Some(_), Some(taken)) = (run(), run()) {
+        println!("result {name} {taken}");
     }
 }

@@ -34,13 +34,29 @@ took "make files" make
 "#;
 
 fn main() {
-    match machines::inside() {
-        Some(assets) => compare(&assets),
-        None => machines::go_inside(&[
+    if let Some((vmm, assets)) = machines::this_turn() {
+        return guest(vmm, &assets);
+    }
+    let names = [
+        "find, cold",
+        "tar, cold",
+        "find, warm",
+        "tar, warm",
+        "make files",
+    ];
+    let mut figures = names.map(|name| Comparison::new(name, "ms", false));
+    machines::take_turns(
+        &mut figures,
+        &[
             machines::asset("build-guest-kernel", "SARANG_GUEST_KERNEL"),
             machines::asset("guest-assets", "SARANG_INITRD"),
-        ]),
-    }
+        ],
+    );
+    println!(
+        "a tree of {} files, 2 vCPUs, median of {RUNS}, and how many times better sarang is:",
+        DIRECTORIES * FILES
+    );
+    figures.iter_mut().for_each(Comparison::print);
 }
 
 /// Files of 0 to 16 KiB, most of them small, as in a source tree.
@@ -55,7 +71,8 @@ fn make_tree(root: &Path) {
     }
 }
 
-fn compare(assets: &[PathBuf]) {
+/// Inside: one guest, which prints its figures.
+fn guest(vmm: Vmm, assets: &[PathBuf]) {
     let [kernel, busybox] = assets else {
         panic!("a kernel and an initramfs");
     };
@@ -63,35 +80,17 @@ fn compare(assets: &[PathBuf]) {
     let tree = scratch.path().join("tree");
     make_tree(&tree);
     let initrd = machines::initrd(scratch.path(), std::slice::from_ref(busybox), SCRIPT);
-    let names = [
-        "find, cold",
-        "tar, cold",
-        "find, warm",
-        "tar, warm",
-        "make files",
-    ];
-    let mut figures = names.map(|name| Comparison::new(name, "ms", false));
-    machines::take_turns(&mut figures, |vmm, figures| {
-        let mut line = vmm.linux(kernel, &initrd);
-        let daemon = match vmm {
-            Vmm::Sarang => {
-                line.extend(["--share".to_owned(), format!("{},tag=tree", tree.display())]);
-                None
-            }
-            Vmm::Qemu => match Virtiofsd::start(scratch.path(), &tree) {
-                Some(daemon) => {
-                    line.extend(daemon.flags("tree"));
-                    Some(daemon)
-                }
-                None => return,
-            },
-        };
-        machines::run(&line, vmm, figures);
-        drop(daemon);
-    });
-    println!(
-        "a tree of {} files, 2 vCPUs, median of {RUNS}, and how many times better sarang is:",
-        DIRECTORIES * FILES
-    );
-    figures.iter_mut().for_each(Comparison::print);
+    let mut line = vmm.linux(kernel, &initrd);
+    let _daemon = match vmm {
+        Vmm::Sarang => {
+            line.extend(["--share".to_owned(), format!("{},tag=tree", tree.display())]);
+            None
+        }
+        Vmm::Qemu => {
+            let daemon = Virtiofsd::start(scratch.path(), &tree).expect("virtiofsd is installed");
+            line.extend(daemon.flags("tree"));
+            Some(daemon)
+        }
+    };
+    machines::show(&line);
 }

@@ -152,27 +152,51 @@ impl Comparison {
     }
 }
 
-/// Has both machines take figures in turn, until each has [`RUNS`] of every kind. A guest in an emulated machine hangs or
-/// dies now and then; so each has twice as many chances.
-pub fn take_turns(figures: &mut [Comparison], mut run: impl FnMut(Vmm, &mut [Comparison])) {
+/// Takes figures of both machines in turn, until there are [`RUNS`] of every kind: each time, this program runs again
+/// inside a machine with a full KVM, where [`this_turn`] says what to do. A guest on an emulated machine hangs or dies
+/// now and then, or the machine itself does; so each has twice as many chances.
+pub fn take_turns(figures: &mut [Comparison], arguments: &[PathBuf]) {
     for _ in 0..2 * RUNS {
         for vmm in Vmm::BOTH {
             let missing = |figure: &Comparison| figure.figures[vmm as usize].len() < RUNS;
             if figures.iter().any(missing) {
-                run(vmm, figures);
+                let text = turn(vmm, arguments);
+                figures
+                    .iter_mut()
+                    .for_each(|figure| figure.take(vmm, &text));
             }
         }
     }
 }
 
-/// Starts one guest for a machine's figures, and takes those that it prints.
-pub fn run(line: &[String], vmm: Vmm, figures: &mut [Comparison]) {
+/// What a guest of one machine printed.
+fn turn(vmm: Vmm, arguments: &[PathBuf]) -> String {
+    let mut command = Command::new("timeout");
+    command
+        .args(["--kill-after=10", "240"])
+        .arg(scripts().join("kvm-anywhere"))
+        .args(["--mem", "6G", "--"])
+        .arg(std::env::current_exe().expect("this program"))
+        .args([INSIDE, vmm.name()])
+        .args(arguments);
+    output(command)
+}
+
+/// Whose turn it is and the arguments of [`take_turns`], inside.
+pub fn this_turn() -> Option<(Vmm, Vec<PathBuf>)> {
+    let mut arguments = inside()?.into_iter();
+    let name = arguments.next()?;
+    let vmm = Vmm::BOTH
+        .into_iter()
+        .find(|vmm| Path::new(vmm.name()) == name)?;
+    Some((vmm, arguments.collect()))
+}
+
+/// Runs a command to its end, and prints what it printed.
+pub fn show(line: &[String]) {
     let mut command = Command::new(&line[0]);
     command.args(&line[1..]);
-    let text = output(command);
-    for figure in figures {
-        figure.take(vmm, &text);
-    }
+    print!("{}", output(command));
 }
 
 /// Joins initramfs archives, and adds a script that the init of `scripts/guest-assets` runs.
