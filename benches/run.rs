@@ -1,8 +1,8 @@
 //! A command in a guest on the host's own files, from process start to process end: `sarang run -- CMD`, and
 //! `qemu-system-x86_64 -M microvm` with the host's root, an overlay above it and the same kernel, alternately in one run.
 //! The command is `true` on the small kernel and on Debian's, with QEMU's root over virtiofsd, and then a `find` and a C
-//! build on the small kernel, with QEMU's root over its own 9p. Run it with `cargo bench --bench run`; the guests run inside
-//! `scripts/kvm-anywhere`.
+//! build on the small kernel, with QEMU's root over its own 9p. Run it with `cargo bench --bench run`, or for those
+//! figures alone whose names have a word, `cargo bench --bench run -- find`; the guests run inside `scripts/kvm-anywhere`.
 //!
 //! QEMU's guest has an initramfs with busybox and the modules, and powers off by itself; sarang's has its own init.
 
@@ -48,7 +48,13 @@ fn main() {
     println!(
         "a command, process start to process end, median of {RUNS}, and how many times better sarang is:"
     );
-    for (number, (name, ..)) in WORKLOADS.iter().enumerate() {
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.contains(word));
+    let workloads = WORKLOADS.iter().enumerate();
+    for (number, (name, ..)) in workloads.filter(|(_, (name, ..))| is_wanted(name)) {
         let mut figures = [Comparison::new(name, "ms", false)];
         let mut arguments = vec![PathBuf::from(number.to_string())];
         arguments.extend(assets.iter().cloned());

@@ -76,11 +76,11 @@ impl Vmm {
         let words = "console=ttyS0 reboot=a panic=-1 quiet";
         let line = match self {
             Vmm::Sarang => format!(
-                "{} run -c 2 -m 512M --timeout 60s -k {kernel} -i {initrd} -p quiet",
+                "{} run -c 2 -m 512M --timeout 120s -k {kernel} -i {initrd} -p quiet",
                 env!("CARGO_BIN_EXE_sarang")
             ),
             Vmm::Qemu => format!(
-                "timeout 60 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
+                "timeout 120 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
                  -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot -serial stdio \
                  -kernel {kernel} -initrd {initrd} -append"
             ),
@@ -173,7 +173,7 @@ pub fn take_turns(figures: &mut [Comparison], arguments: &[PathBuf]) {
 fn turn(vmm: Vmm, arguments: &[PathBuf]) -> String {
     let mut command = Command::new("timeout");
     command
-        .args(["--kill-after=10", "240"])
+        .args(["--kill-after=10", "300"])
         .arg(scripts().join("kvm-anywhere"))
         .args(["--mem", "6G", "--"])
         .arg(std::env::current_exe().expect("this program"))

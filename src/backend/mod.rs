@@ -11,6 +11,7 @@
 //! container image.
 
 mod byte_queue;
+pub mod cache;
 pub mod console;
 pub mod disk;
 pub mod image;

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::backend::cache;
+
 /// Where to look, so that a test can put a scratch directory in each place.
 pub(super) struct Places {
     /// `$SARANG_KERNEL`.
@@ -26,17 +28,11 @@ pub(super) struct Found {
 impl Places {
     /// The places of this host and user.
     pub(super) fn of_host() -> Places {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let named = std::env::var_os("SARANG_KERNEL").filter(|value| !value.is_empty());
         Places {
-            named: variable("SARANG_KERNEL"),
+            named: named.map(PathBuf::from),
             here: PathBuf::from("."),
-            cache: variable("SARANG_CACHE")
-                .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("sarang")))
-                .or_else(|| Some(variable("HOME")?.join(".cache/sarang"))),
+            cache: cache::directory(),
             boot: PathBuf::from("/boot"),
             release: rustix::system::uname()
                 .release()

@@ -145,6 +145,14 @@ pub trait VirtioDevice: Send {
     fn restore(&mut self, state: &SavedState) -> Result<(), RestoreError>;
 }
 
+/// Reads a configuration space at a byte offset, for [`VirtioDevice::read_config`]: `data` keeps what lies beyond its end.
+pub fn copy_config(space: impl IntoIterator<Item = u8>, offset: u64, data: &mut [u8]) {
+    let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+    for (to, from) in data.iter_mut().zip(space.into_iter().skip(offset)) {
+        *to = from;
+    }
+}
+
 /// The interrupt of one device, with the register that says what it is about (§4.2.2, InterruptStatus).
 pub struct Interrupt {
     status: AtomicU32,

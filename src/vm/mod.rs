@@ -15,39 +15,42 @@
 //! # }
 //! ```
 
+mod boot;
 mod command;
 mod crash;
+mod handle;
 mod log_tail;
 mod outcome;
 mod panic_watch;
 mod pattern;
+mod report;
 mod script;
 mod spec;
 mod wiring;
 
 pub use command::{CommandReport, PhaseReport};
+pub use handle::MachineHandle;
 pub use outcome::{Outcome, StoppedBy};
 pub use pattern::{Match, Pattern, PatternError};
+pub use report::Report;
 pub use script::{MATCH_MAX, ScriptReport, Step};
 pub use spec::{ConsoleDevice, Image, Spec};
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::arch::x86_64::cpuid::{self, Topology};
-use crate::arch::x86_64::{layout, msr, paging, registers};
+use crate::arch::x86_64::layout;
 use crate::backend::console::{self, Console, Key};
 use crate::backend::pmem;
 use crate::backend::port::{self, Port};
 use crate::board::{self, Board};
-use crate::bus::{Action, Bus, Device, ExitCounts};
+use crate::bus::{Action, Bus, Device};
 use crate::cpu::{OnEnd, VcpuEnd, VcpuThreads};
 use crate::guest::exec;
-use crate::hv::{self, Hypervisor, Registers, Vcpu};
-use crate::loader::{self, Entry};
-use crate::mem::{self, Bytes, GuestAddress, GuestRam};
+use crate::hv::{self, Hypervisor, Vcpu};
+use crate::loader;
+use crate::mem::{self, GuestAddress, GuestRam};
 use crate::virtio::dev::balloon;
 use crate::virtio::dev::console as virtio_console;
 use crate::virtio::dev::pmem::Pmem;
@@ -55,6 +58,7 @@ use crate::virtio::transport::mmio::MmioTransport;
 use crate::worker::signals::Signals;
 use crate::worker::threads::{OnFailure, Threads};
 use crate::worker::{self, EventLoop};
+use handle::Message;
 use log_tail::LogTail;
 use panic_watch::PanicWatch;
 use script::Talk;
@@ -95,98 +99,8 @@ pub enum Error {
     NoLowMemory,
 }
 
-/// What a run came to.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Report {
-    #[serde(flatten)]
-    pub outcome: Outcome,
-    pub exit_code: u8,
-    pub name: String,
-    pub console: ConsoleDevice,
-    /// Time from the first vCPU's start to the end.
-    pub wall_ms: u64,
-    pub exits: ExitCounts,
-    /// CPU time of this process, vCPUs and devices.
-    pub cpu_ms: u64,
-    /// The most memory that this process had, guest RAM included.
-    pub peak_memory_kib: u64,
-    /// What came of the command, if there was one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub command: Option<CommandReport>,
-    /// How far the steps have come, if there were any.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub script: Option<ScriptReport>,
-    /// The last that came from the console.
-    #[serde(skip)]
-    pub log: Vec<u8>,
-    /// How the balloon stood at the end, if there was one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub balloon: Option<balloon::Report>,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What other threads ask of a machine.
-enum Message {
-    VcpuEnded(u32, VcpuEnd),
-    PowerButton,
-    Stop(StoppedBy),
-    Pause,
-    Resume,
-    TimeoutPassed,
-    /// A file that the guest has as memory is not whole any more.
-    FileCut,
-    CommandOver,
-    /// The last of the steps was to wait for something, and it came.
-    Expected,
-    WorkerFailed(String, io::Error),
-}
-
-/// Reaches a machine from other threads.
-#[derive(Clone)]
-pub struct MachineHandle {
-    messages: Arc<Mutex<VecDeque<Message>>>,
-    worker: worker::Handle,
-}
-
-impl MachineHandle {
-    /// Presses the power button. What follows is up to the guest.
-    pub fn power_button(&self) {
-        self.send(Message::PowerButton);
-    }
-
-    /// Ends the run with [`Outcome::Stopped`], whatever the guest is doing.
-    pub fn stop(&self, by: StoppedBy) {
-        self.send(Message::Stop(by));
-    }
-
-    /// Stops all vCPUs between two instructions.
-    pub fn pause(&self) {
-        self.send(Message::Pause);
-    }
-
-    /// Lets a paused machine run on.
-    pub fn resume(&self) {
-        self.send(Message::Resume);
-    }
-
-    fn send(&self, message: Message) {
-        self.messages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(message);
-        // The event loop returns, and the machine's thread sees to its messages.
-        self.worker.stop();
-    }
-
-    fn next(&self) -> Option<Message> {
-        self.messages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
-    }
 }
 
 /// A machine that is ready to run: RAM filled, vCPUs at the kernel's entry.
@@ -238,7 +152,7 @@ impl Machine {
         mem::attach(&ram, &*vm)?;
         let files = std::mem::take(&mut spec.pmem);
         let pmem: Vec<pmem::Mapping> = files.iter().map(|file| file.mapping().clone()).collect();
-        let places = place(hypervisor, spec.ram_bytes, &files)?;
+        let places = boot::place(hypervisor, spec.ram_bytes, &files)?;
         for ((index, mapping), start) in (ranges.len()..).zip(&pmem).zip(&places) {
             let slot = u32::try_from(index).unwrap_or(u32::MAX);
             mem::attach_file(mapping.region(), *start, slot, &*vm)?;
@@ -251,8 +165,8 @@ impl Machine {
             devices.push(Box::new(Pmem::new(index, file, start)));
         }
         let board = Board::new(&vm, &ram, wiring.com1, devices)?;
-        let entry = fill(&ram, &spec, &board)?;
-        let vcpus = make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
+        let entry = boot::fill(&ram, &spec, &board)?;
+        let vcpus = boot::make_vcpus(hypervisor, &*vm, spec.cpus, entry)?;
         let bus = Arc::new(Bus::new(board.io.clone(), board.mmio.clone(), spec.trace));
 
         let (mut worker, mut own_workers) = (EventLoop::new()?, Vec::new());
@@ -265,10 +179,7 @@ impl Machine {
                 transport.attach(&mut worker)?;
             }
         }
-        let handle = MachineHandle {
-            messages: Arc::default(),
-            worker: worker.handle(),
-        };
+        let handle = MachineHandle::new(worker.handle());
         for mapping in &pmem {
             watch_file(mapping, &mut worker, &handle)?;
         }
@@ -534,11 +445,7 @@ impl Machine {
 
     /// A reset or triple fault after a panic message *is* the panic.
     fn with_panic(&self, outcome: Outcome) -> Outcome {
-        let message = self
-            .panic_watch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .message();
+        let message = lock(&self.panic_watch).message();
         match outcome {
             Outcome::Rebooted | Outcome::TripleFaulted if message.is_some() => {
                 Outcome::Panicked { message }
@@ -571,96 +478,6 @@ fn watch_file(
     };
     worker.add(changes, worker::Interest::READ, Box::new(look))?;
     Ok(())
-}
-
-/// Where each of the files lies in guest physical memory.
-fn place(
-    hypervisor: &dyn Hypervisor,
-    ram_bytes: u64,
-    files: &[pmem::File],
-) -> Result<Vec<GuestAddress>, Error> {
-    if files.is_empty() {
-        return Ok(Vec::new());
-    }
-    let sizes: Vec<u64> = files.iter().map(pmem::File::size).collect();
-    let bits = cpuid::physical_address_bits(&hypervisor.supported_cpuid()?);
-    let limit = 1_u64.checked_shl(bits).unwrap_or(u64::MAX);
-    let ranges = layout::persistent_ranges(ram_bytes, &sizes).unwrap_or_default();
-    let end = ranges.last().map_or(u64::MAX, |range| range.end);
-    if end > limit {
-        return Err(Error::TooHigh { end, bits });
-    }
-    Ok(ranges
-        .into_iter()
-        .map(|range| GuestAddress(range.start))
-        .collect())
-}
-
-/// Puts everything into RAM that must be there before the first instruction.
-fn fill(ram: &GuestRam, spec: &Spec, board: &Board) -> Result<Entry, Error> {
-    let acpi = board.acpi_tables(spec.cpus)?;
-    for (address, bytes) in [
-        (layout::GDT, registers::gdt()),
-        (
-            layout::PAGE_TABLES,
-            paging::identity_map(layout::PAGE_TABLES),
-        ),
-        (layout::ACPI_TABLES.start, acpi),
-        (layout::RESET_VECTOR, layout::RESET_CODE.to_vec()),
-    ] {
-        ram.write_slice(&bytes, GuestAddress(address))
-            .map_err(|_| Error::NoLowMemory)?;
-    }
-    let initrds: Vec<(&str, &[u8])> = spec
-        .initrds
-        .iter()
-        .map(|image| (image.name.as_str(), image.bytes.as_slice()))
-        .collect();
-    let state = loader::load(
-        ram,
-        &loader::Request {
-            kernel: &spec.kernel.bytes,
-            kernel_name: &spec.kernel.name,
-            initrds: &initrds,
-            command_line: &spec.command_line,
-            ram_bytes: spec.ram_bytes,
-            rsdp: layout::ACPI_TABLES.start,
-        },
-    )?;
-    for warning in &state.warnings {
-        log::warn!("{warning}");
-    }
-    Ok(state.entry)
-}
-
-/// Makes the vCPUs: the first one at the entry, the others waiting for INIT and SIPI.
-fn make_vcpus(
-    hypervisor: &dyn Hypervisor,
-    vm: &dyn hv::Vm,
-    count: u32,
-    entry: Entry,
-) -> Result<Vec<Box<dyn Vcpu>>, Error> {
-    let supported = hypervisor.supported_cpuid()?;
-    let mut vcpus = Vec::new();
-    for index in 0..count {
-        let mut vcpu = vm.create_vcpu(index)?;
-        vcpu.set_cpuid(&cpuid::for_vcpu(&supported, Topology { index, count }))?;
-        vcpu.set_msrs(msr::AT_ENTRY)?;
-        vcpu.set_fpu(&registers::fpu())?;
-        let mut lapic = vcpu.lapic()?;
-        registers::connect_lint(&mut lapic);
-        vcpu.set_lapic(&lapic)?;
-        if index == 0 {
-            let reset = vcpu.registers()?.special;
-            let (general, special) = match entry {
-                Entry::Linux64 { rip, boot_params } => registers::linux64(reset, rip, boot_params),
-                Entry::Pvh { rip, start_info } => registers::pvh(reset, rip, start_info),
-            };
-            vcpu.set_registers(&Registers { general, special })?;
-        }
-        vcpus.push(vcpu);
-    }
-    Ok(vcpus)
 }
 
 #[cfg(test)]

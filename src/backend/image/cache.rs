@@ -4,30 +4,32 @@
 //! is found again without reading it. The disk is made under a lock, so that several runs at once make it only once,
 //! and it appears when it is complete. It is shared by all that use it: it is read-only, and a guest that writes needs a
 //! copy or a layer above it.
+//!
+//! Beside each disk is the file that was locked, and its time of change says when the disk was last asked for. Whoever makes
+//! a disk removes those that nobody has asked for in a month.
 
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::stream::digest;
 use super::{Build, Compression, Error, Kind, Progress, Result, Source, Watch};
+use crate::backend::cache;
 
 /// Changes whenever disks are made in another way, so that old ones are not used.
 const FORMAT: u32 = 1;
+/// How long a disk is kept that nobody asks for.
+const KEEP: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How often one looks whether somebody else has made the disk.
 const WAIT: Duration = Duration::from_millis(20);
 
-/// Where root disks are kept: `$XDG_CACHE_HOME/sarang/images`, or `~/.cache/sarang/images`. Nothing if there is no home.
+/// Where root disks are kept: `images` in sarang's cache. Nothing if the user has no home.
 pub fn cache_directory() -> Option<PathBuf> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-    // The specification of these directories wants relative paths to be ignored.
-    let cache = cache.filter(|path| path.is_absolute());
-    let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
-    Some(cache.or_else(home)?.join("sarang/images"))
+    Some(cache::directory()?.join("images"))
 }
 
 /// The root disk for `source`: itself if it is one, else one that is made of it now or was made before. It must not be
@@ -48,13 +50,16 @@ pub fn ensure_disk(source: &Source, directory: &Path, watch: &mut Watch<'_>) -> 
         _ => key(source, directory, watch)?,
     };
     let disk = directory.join(format!("{key}.ext4"));
+    let lock = directory.join(format!("{key}.lock"));
+    // Before one looks, so that nobody removes what has been seen.
+    let opened = OpenOptions::new().write(true).open(&lock);
+    let _ = opened.and_then(|lock| lock.set_modified(SystemTime::now()));
     if disk.exists() {
         return Ok(disk);
     }
     let mut builder = DirBuilder::new();
     let made = builder.recursive(true).mode(0o700).create(directory);
     made.map_err(Error::writing(directory))?;
-    let lock = directory.join(format!("{key}.lock"));
     let locked = OpenOptions::new()
         .write(true)
         .create(true)
@@ -66,6 +71,7 @@ pub fn ensure_disk(source: &Source, directory: &Path, watch: &mut Watch<'_>) -> 
         return Ok(disk);
     }
     remove_leftovers(directory, &key);
+    remove_unused(directory);
     let options = Build {
         replace: true,
         ..Build::default()
@@ -102,6 +108,21 @@ fn remove_leftovers(directory: &Path, key: &str) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_name().as_bytes().starts_with(prefix.as_bytes()) {
             let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Removes the disks that nobody has asked for in [`KEEP`]. A run that has one still can read it. What cannot be removed
+/// stays, and so do the files to lock: somebody may be waiting for one.
+fn remove_unused(directory: &Path) {
+    let now = SystemTime::now();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_unused = path.extension() == Some(OsStr::new("lock"))
+            && (entry.metadata().and_then(|found| found.modified()))
+                .is_ok_and(|used| now.duration_since(used).is_ok_and(|age| age > KEEP));
+        if is_unused {
+            let _ = std::fs::remove_file(path.with_extension("ext4"));
         }
     }
 }

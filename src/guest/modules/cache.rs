@@ -8,6 +8,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::PathBuf;
 
+use crate::backend::cache;
+
 /// A directory for unpacked modules, or none.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cache {
@@ -23,16 +25,9 @@ fn fingerprint(bytes: &[u8]) -> u64 {
 impl Cache {
     /// This user's: `modules` in sarang's cache, if the user has a home.
     pub(super) fn of_user() -> Cache {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
-        let directory = variable("SARANG_CACHE")
-            .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("sarang")))
-            .or_else(|| Some(variable("HOME")?.join(".cache/sarang")))
-            .map(|cache| cache.join("modules"));
-        Cache { directory }
+        Cache {
+            directory: cache::directory().map(|cache| cache.join("modules")),
+        }
     }
 
     fn path(&self, name: &str, packed: &[u8]) -> Option<PathBuf> {

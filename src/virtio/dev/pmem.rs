@@ -17,7 +17,7 @@ use crate::backend::pmem::File;
 use crate::bus::{RestoreError, SavedState};
 use crate::mem::GuestAddress;
 use crate::virtio::queue::{Chain, VirtQueue};
-use crate::virtio::{Activation, Malformed, VirtioDevice};
+use crate::virtio::{Activation, Malformed, VirtioDevice, copy_config};
 use crate::worker::{Interest, Readiness};
 
 /// The device type (§5.19.1).
@@ -142,10 +142,7 @@ impl VirtioDevice for Pmem {
     /// `start` and `size`, both 64 bits wide (§5.19.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let fields = [self.start.0.to_le_bytes(), self.file.size().to_le_bytes()];
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(fields.iter().flatten().skip(offset)) {
-            *to = *from;
-        }
+        copy_config(fields.into_iter().flatten(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {

@@ -48,6 +48,36 @@ fn an_image_is_made_once_and_found_again_by_its_digest() {
 }
 
 #[test]
+fn a_disk_goes_when_nobody_has_asked_for_it_in_a_month() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (source, cache) = (scratch.path().join("image"), scratch.path().join("cache"));
+    let make = |text: &str| {
+        let _ = fs::remove_dir_all(&source);
+        layout(text).write(&source);
+        ensure(&source, &cache).unwrap()
+    };
+    let days_ago = |disk: &Path, days: u64| {
+        let lock = fs::File::options()
+            .write(true)
+            .open(disk.with_extension("lock"));
+        let age = std::time::Duration::from_secs(days * 24 * 60 * 60);
+        lock.unwrap()
+            .set_modified(std::time::SystemTime::now() - age)
+            .unwrap();
+    };
+    let (old, asked_for, recent) = (make("one"), make("two"), make("three"));
+    days_ago(&old, 31);
+    days_ago(&asked_for, 31);
+    days_ago(&recent, 29);
+    assert_eq!(make("two"), asked_for);
+    assert!(old.exists(), "only those who make a disk remove others");
+    let new = make("four");
+    assert!(!old.exists());
+    assert!(asked_for.exists() && recent.exists() && new.exists());
+    assert_eq!(make("one"), old, "it can be made again");
+}
+
+#[test]
 fn a_tar_is_made_anew_when_it_has_changed() {
     let scratch = tempfile::tempdir().unwrap();
     let (source, cache) = (scratch.path().join("tar"), scratch.path().join("cache"));

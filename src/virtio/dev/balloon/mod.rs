@@ -31,7 +31,7 @@ use crate::bus::{RestoreError, SavedState};
 use crate::mem::{self, GuestAddress, GuestRam};
 use crate::virtio::dev::timer;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, Interrupt, Malformed, VirtioDevice};
+use crate::virtio::{Activation, Interrupt, Malformed, VirtioDevice, copy_config};
 use crate::worker::{Interest, Readiness};
 use handle::Shared;
 
@@ -280,12 +280,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or_default();
-        data.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        copy_config(self.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -25,7 +25,7 @@ use crate::bus::{RestoreError, SavedState};
 use crate::mem::{Buffer, Bytes, GuestAddress, GuestRam};
 use crate::virtio::dev::throttle::Throttle;
 use crate::virtio::queue::{Chain, VirtQueue};
-use crate::virtio::{Activation, Malformed, VirtioDevice};
+use crate::virtio::{Activation, Malformed, VirtioDevice, copy_config};
 use crate::worker::{Interest, Readiness};
 use request::{DISCARD_SECTORS_MAX, Request, Shape, Status, WRITE_ZEROES_SECTORS_MAX, Work};
 
@@ -471,11 +471,7 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let config = self.config();
-        for (to, from) in data.iter_mut().zip(config.iter().skip(offset)) {
-            *to = *from;
-        }
+        copy_config(self.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

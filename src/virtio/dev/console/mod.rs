@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::port::{Port, Size};
 use crate::bus::{RestoreError, SavedState};
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, Interrupt, Malformed, VirtioDevice};
+use crate::virtio::{Activation, Interrupt, Malformed, VirtioDevice, copy_config};
 use crate::worker::{Interest, Readiness};
 use control::{Facts, Message, PortControl};
 
@@ -352,10 +352,7 @@ impl VirtioDevice for VirtioConsole {
             .into_iter()
             .chain(rows.to_le_bytes())
             .chain(ports.to_le_bytes());
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(space.skip(offset)) {
-            *to = from;
-        }
+        copy_config(space, offset, data);
     }
 
     /// The low byte of `emerg_wr` is printed, whatever state the device is in (§5.3.4.2). This may run on a vCPU's

@@ -19,7 +19,7 @@ use crate::backend::share::{
 use crate::bus::{RestoreError, SavedState};
 use crate::mem::GuestRam;
 use crate::virtio::queue::{Chain, VirtQueue};
-use crate::virtio::{Activation, Malformed, VirtioDevice};
+use crate::virtio::{Activation, Malformed, VirtioDevice, copy_config};
 use crate::worker::{Interest, Readiness};
 
 /// The device type (§5.11.1).
@@ -156,11 +156,8 @@ impl VirtioDevice for Fs {
 
     /// `tag` and `num_request_queues` (§5.11.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let config = self.tag.into_iter().chain(REQUEST_QUEUES.to_le_bytes());
-        for (to, from) in data.iter_mut().zip(config.skip(offset)) {
-            *to = from;
-        }
+        let space = self.tag.into_iter().chain(REQUEST_QUEUES.to_le_bytes());
+        copy_config(space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {

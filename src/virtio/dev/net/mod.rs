@@ -31,7 +31,9 @@ use crate::backend::rate::Limits;
 use crate::bus::{RestoreError, SavedState};
 use crate::virtio::dev::throttle::Throttle;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, INTERRUPT_CONFIG, Interrupt, Malformed, VirtioDevice};
+use crate::virtio::{
+    Activation, INTERRUPT_CONFIG, Interrupt, Malformed, VirtioDevice, copy_config,
+};
 use crate::worker::{Interest, Readiness};
 use receive::{Manner, Receive};
 use transmit::Transmit;
@@ -411,10 +413,7 @@ impl VirtioDevice for Net {
             .into_iter()
             .chain(status.to_le_bytes())
             .chain(self.pairs().to_le_bytes());
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(space.skip(offset)) {
-            *to = from;
-        }
+        copy_config(space, offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {

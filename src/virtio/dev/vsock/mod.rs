@@ -22,7 +22,7 @@ use std::sync::Arc;
 use crate::backend::vsock::Host;
 use crate::bus::{RestoreError, SavedState};
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, Malformed, VirtioDevice};
+use crate::virtio::{Activation, Malformed, VirtioDevice, copy_config};
 use crate::worker::{Interest, Readiness};
 use connections::Connections;
 use packet::{HEADER_LEN, Header, OP_RW};
@@ -202,11 +202,7 @@ impl VirtioDevice for Vsock {
 
     /// `guest_cid` (§5.10.4).
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let space = u64::from(self.cid).to_le_bytes();
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (to, from) in data.iter_mut().zip(space.into_iter().skip(offset)) {
-            *to = from;
-        }
+        copy_config(u64::from(self.cid).to_le_bytes(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {
