@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -153,7 +153,7 @@ pub(super) struct Arguments {
     /// Name of the machine
     #[arg(long, value_name = "NAME", default_value = "sarang")]
     name: String,
-    /// End the run with code 124 after this long: 500ms, 30s, 5m, 1h
+    /// End the run with code 124 this long after its start: 500ms, 30s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = quantity::time)]
     timeout: Option<Duration>,
     /// Where the console goes: off, stdio, pty or file=PATH; after `virtio,` a virtio console, not a serial one. See
@@ -234,6 +234,7 @@ impl Arguments {
 
 /// Runs the verb. The result is the exit code.
 pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
+    let since = Instant::now();
     let for_command = arguments.is_for_command();
     if for_command && arguments.root_disk.is_some() {
         say("sarang: --root-disk boots what is on a disk; a command takes its root by --root");
@@ -385,6 +386,7 @@ pub(super) fn main(arguments: Arguments, verbose: bool) -> Result<u8> {
         kernel,
         initrds,
         command_line,
+        since,
         timeout: arguments.timeout,
         trace,
         devices,

@@ -108,6 +108,7 @@ pub struct Machine {
     // Fixed configuration.
     name: String,
     console_device: ConsoleDevice,
+    since: Instant,
     timeout: Option<Duration>,
     // Runtime glue.
     balloon: Option<balloon::Handle>,
@@ -212,6 +213,7 @@ impl Machine {
         Ok(Machine {
             name: spec.name,
             console_device: spec.console,
+            since: spec.since,
             timeout: spec.timeout,
             balloon: spec.balloon,
             vcpus,
@@ -305,11 +307,10 @@ impl Machine {
     /// # Errors
     /// When KVM or the host fails; whatever the guest does is an [`Outcome`].
     pub fn run(mut self) -> Result<Report, Error> {
-        let start = Instant::now();
         if let Some(timeout) = self.timeout {
             let handle = self.handle();
             self.worker.after(
-                timeout,
+                timeout.saturating_sub(self.since.elapsed()),
                 Box::new(move |_| handle.send(Message::TimeoutPassed)),
             );
         }
@@ -353,7 +354,7 @@ impl Machine {
             outcome,
             name: self.name.clone(),
             console: self.console_device,
-            wall_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            wall_ms: u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             exits: self.bus.exit_counts(),
             cpu_ms: command::cpu_ms(),
             peak_memory_kib: command::peak_memory_kib(),

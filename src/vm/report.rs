@@ -12,7 +12,7 @@ pub struct Report {
     pub exit_code: u8,
     pub name: String,
     pub console: ConsoleDevice,
-    /// Time from the first vCPU's start to the end.
+    /// Time from the run's beginning to its end.
     pub wall_ms: u64,
     pub exits: ExitCounts,
     /// CPU time of this process, vCPUs and devices.

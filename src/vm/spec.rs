@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Error, Step};
 use crate::backend::pmem;
@@ -70,14 +70,16 @@ pub struct Spec {
     pub session: Option<Session>,
     /// A conversation over the console. When the last step waits for something, the run ends with it.
     pub steps: Vec<Step>,
-    /// Ends the run with [`super::Outcome::TimedOut`].
+    /// When the run began, in which the machine is made and what it needs is got ready.
+    pub since: Instant,
+    /// Ends the run with [`super::Outcome::TimedOut`], so long after `since`.
     pub timeout: Option<Duration>,
     /// Receives every exit.
     pub trace: Option<Arc<dyn Sink>>,
 }
 
 impl Spec {
-    /// A machine with one vCPU and 128 MiB that boots `kernel`.
+    /// A machine with one vCPU and 128 MiB that boots `kernel`, in a run that begins now.
     pub fn new(kernel: Image) -> Spec {
         Spec {
             name: "sarang".to_owned(),
@@ -93,6 +95,7 @@ impl Spec {
             session: None,
             steps: Vec::new(),
             pmem: Vec::new(),
+            since: Instant::now(),
             timeout: None,
             trace: None,
         }

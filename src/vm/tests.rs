@@ -274,6 +274,24 @@ fn a_guest_that_waits_for_ever_meets_its_time_limit() {
 }
 
 #[test]
+fn the_time_limit_counts_from_the_beginning_of_the_run() {
+    let hour = Duration::from_secs(3600);
+    let spec = Spec {
+        since: Instant::now().checked_sub(hour).unwrap(),
+        timeout: Some(hour),
+        ..spec()
+    };
+    let (report, _) = run(vec![Step::Hlt], spec);
+    assert_eq!(
+        report.outcome,
+        Outcome::TimedOut {
+            limit_ms: 3_600_000
+        }
+    );
+    assert!(report.wall_ms >= 3_600_000);
+}
+
+#[test]
 fn what_kvm_cannot_serve_ends_with_a_report() {
     let error = hv::InternalError {
         suberror: 1,
