@@ -64,7 +64,7 @@ pub struct Plan {
     pub mounts: Vec<Mount>,
     pub hostname: Option<String>,
     pub network: Network,
-    /// The wall clock, as time since 1970; `None` leaves it as the kernel has it.
+    /// The wall clock when the plan was made, as time since 1970; `None` leaves it as the kernel has it.
     pub clock: Option<Duration>,
     /// The main command, with whose end the guest ends. `None`: the guest runs until it is told to stop.
     pub command: Option<Command>,

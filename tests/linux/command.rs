@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::UNIX_EPOCH;
 
 use crate::guest::{Kernel, binary, host, on_each_kernel};
 
@@ -125,6 +126,24 @@ fn a_panic_and_a_timeout_are_told_apart_from_a_commands_end() {
         .args(sleep);
     let (code, _, err) = output(command);
     assert_eq!(code, Some(124), "{err}");
+}
+
+/// A file on a shared directory has the time of the host, and what is written into it the guest's.
+#[test]
+#[ignore = "needs a full KVM"]
+fn the_clock_of_a_command_is_the_hosts() {
+    let work = tempfile::tempdir().unwrap();
+    // The first time, `date` itself has to be read from the host.
+    let script = "date >clock; date +%s.%N >clock";
+    let mut command = run(Kernel::Debian612, &["--", "sh", "-c", script]);
+    command.current_dir(work.path());
+    let (code, _, err) = output(command);
+    assert_eq!(code, Some(0), "{err}");
+    let clock = work.path().join("clock");
+    let host = fs::metadata(&clock).unwrap().modified().unwrap();
+    let host = host.duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let guest: f64 = fs::read_to_string(clock).unwrap().trim().parse().unwrap();
+    assert!((guest - host).abs() < 1.0, "guest {guest}, host {host}");
 }
 
 /// A gibibyte: to `sha256sum`, and back.

@@ -172,9 +172,10 @@ pub fn set_hostname(name: &str) -> io::Result<()> {
     check(unsafe { sethostname(name.as_ptr().cast(), name.len()) }).map(drop)
 }
 
+const CLOCK_REALTIME: c_int = 0;
+
 /// Sets the wall clock, to a time since 1970.
 pub fn set_clock(since_1970: Duration) -> io::Result<()> {
-    const CLOCK_REALTIME: c_int = 0;
     let time = TimeSpec {
         seconds: since_1970.as_secs() as i64,
         nanoseconds: i64::from(since_1970.subsec_nanos()),
@@ -183,15 +184,24 @@ pub fn set_clock(since_1970: Duration) -> io::Result<()> {
     check(unsafe { clock_settime(CLOCK_REALTIME, &time) }).map(drop)
 }
 
+/// The wall clock, as time since 1970.
+pub fn clock() -> Duration {
+    read_clock(CLOCK_REALTIME)
+}
+
 /// Time since the kernel started.
 pub fn since_boot() -> Duration {
     const CLOCK_BOOTTIME: c_int = 7;
+    read_clock(CLOCK_BOOTTIME)
+}
+
+fn read_clock(clock: c_int) -> Duration {
     let mut time = TimeSpec {
         seconds: 0,
         nanoseconds: 0,
     };
     // SAFETY: `time` is a struct timespec for the call to fill.
-    unsafe { clock_gettime(CLOCK_BOOTTIME, &mut time) };
+    unsafe { clock_gettime(clock, &mut time) };
     Duration::new(time.seconds as u64, time.nanoseconds as u32)
 }
 
