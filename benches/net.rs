@@ -76,7 +76,7 @@ fn guest(vmm: Vmm, assets: &[PathBuf]) {
     let mut line = ["unshare", "--net", "sh", "-c", SETUP]
         .map(str::to_owned)
         .to_vec();
-    line.extend(vmm.linux(kernel, &initrd));
+    line.extend(vmm.linux(kernel, &initrd, 2));
     let flags: &[&str] = match vmm {
         Vmm::Sarang => &["--net", "tap=wire"],
         Vmm::Qemu => &[

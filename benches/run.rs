@@ -137,7 +137,7 @@ fn guest(vmm: Vmm, arguments: &[PathBuf]) {
     let run = || match vmm {
         Vmm::Sarang => time(sarang(kernel, command)),
         Vmm::Qemu => {
-            let mut line = vmm.linux(kernel, &initrd);
+            let mut line = vmm.linux(kernel, &initrd, 2);
             let _daemon = match share {
                 Share::Virtiofsd => {
                     let daemon = Virtiofsd::start(scratch.path(), Path::new("/"))?;

@@ -69,19 +69,19 @@ impl Vmm {
         }
     }
 
-    /// The program with the flags for a kernel and an initramfs, two vCPUs and 512 MiB. The console is on its standard
+    /// The program with the flags for a kernel and an initramfs, so many vCPUs and 512 MiB. The console is on its standard
     /// streams.
-    pub fn linux(self, kernel: &Path, initrd: &Path) -> Vec<String> {
+    pub fn linux(self, kernel: &Path, initrd: &Path, cpus: u32) -> Vec<String> {
         let (kernel, initrd) = (kernel.display(), initrd.display());
         let words = "console=ttyS0 reboot=a panic=-1 quiet";
         let line = match self {
             Vmm::Sarang => format!(
-                "{} run -c 2 -m 512M --timeout 120s -k {kernel} -i {initrd} -p quiet",
+                "{} run -c {cpus} -m 512M --timeout 120s -k {kernel} -i {initrd} -p quiet",
                 env!("CARGO_BIN_EXE_sarang")
             ),
             Vmm::Qemu => format!(
                 "timeout 120 qemu-system-x86_64 -M microvm -global virtio-mmio.force-legacy=false -accel kvm -cpu host \
-                 -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot -serial stdio \
+                 -smp {cpus} -m 512M -nodefaults -no-user-config -display none -no-reboot -serial stdio \
                  -kernel {kernel} -initrd {initrd} -append"
             ),
         };
