@@ -696,7 +696,7 @@ fn an_overlay_takes_what_is_written_to_the_root() {
     let script = "
         cat /etc/file; echo above > /etc/file; cat /etc/file
         echo new > /new && cat /new
-        echo x > /work/deep/file && cat /work/deep/file
+        echo x > /data/deep/file && cat /data/deep/file
         echo x > /fixed/file || echo refused
         cat /etc/resolv.conf
         [ -c /dev/null ] && [ -d /proc/self ] && [ -d /sys/class ] && [ -d /dev/shm ] && [ -d /run ] && echo all
@@ -704,7 +704,7 @@ fn an_overlay_takes_what_is_written_to_the_root() {
     let mut guest = Guest::boot(&Plan {
         root: Some(below),
         overlay: true,
-        mounts: vec![memory("/work/deep", false), memory("/fixed", true)],
+        mounts: vec![memory("/data/deep", false), memory("/fixed", true)],
         network: Network::Static {
             interface: "lo".into(),
             address: "10.9.8.7".parse().unwrap(),
